@@ -177,16 +177,23 @@ class DifferenceAlgorithm(OfTrained):
         """The step with `server_lr`."""
         differences = self.mean_difference(server.params, aggregate)
         stepped = {
-            name: server.params[name] - self.server_lr * difference
+            name: self.stepped(name, server.params[name], difference)
             for name, difference in differences.items()
         }
         # w - (w - mean) differs from the mean in its last bits, and at 32 bits FedAvg's are
         # promised
         for name in aggregate.keys() - self.quantised(server.params):
-            # buffers of the module's own are averaged, whatever the step
-            if self.server_lr == 1 or name not in self._trained:
+            if self._rate(name) == 1:
                 stepped[name] = aggregate[name]
         return self.apply_mean(server, stepped)
+
+    def stepped(self, name: str, weight: Tensor, difference: Tensor) -> Tensor:
+        """Where the server's step leads a tensor; a client that makes it has the same bits."""
+        return weight - self._rate(name) * difference
+
+    def _rate(self, name: str) -> float:
+        # buffers of the module's own are averaged, whatever the step
+        return self.server_lr if name in self._trained else 1.0
 
     def mean_difference(self, params: Params, aggregate: Params) -> Params:
         """``mean_i Q(w_t - w_i)`` of all tensors that clients send."""

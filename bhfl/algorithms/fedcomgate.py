@@ -5,7 +5,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from bhfl.algorithms.differences import DifferenceAlgorithm, Norm
 from bhfl.algorithms.optimizers import check_plain, configured_by
@@ -129,7 +128,7 @@ class FedCOMGATE(DifferenceAlgorithm):
     def server_update(self, server: ServerState, aggregate: Params, rng: RandomKeys) -> ServerState:
         """FedCOM's step; the mean difference is kept for `closing`."""
         mean = self.mean_difference(server.params, aggregate)
-        stepped = {name: _step(server.params[name], mean[name], self.server_lr) for name in mean}
+        stepped = {name: self.stepped(name, server.params[name], mean[name]) for name in mean}
         return replace(server.with_extra(mean=mean), params=stepped)
 
     def downlink(self, server: ServerState, client: Client) -> Tensors:
@@ -194,7 +193,7 @@ class FedCOMGATE(DifferenceAlgorithm):
             if rate := sums[name]:
                 tracked = (own[name] - mean).div_(rate).add_(tracked)
             following[TRACKED + name] = tracked
-            following[START + name] = _step(start[name], mean, self.server_lr)
+            following[START + name] = self.stepped(name, start[name], mean)
         return following
 
 
@@ -220,9 +219,3 @@ def _check_rates(context: Context) -> None:
             "follows what each client logs under trainer.lr_schedule: restart; set "
             f"lr_schedule: continue{_REMEDY}"
         )
-
-
-def _step(weight: Tensor, difference: Tensor, server_lr: float) -> Tensor:
-    """The server's step; the client makes the same operations, so it has the same bits."""
-    # a product with 1 is the difference itself
-    return weight - (difference if server_lr == 1 else server_lr * difference)

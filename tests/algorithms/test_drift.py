@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from bhfl.algorithms import SCAFFOLD, FedAvg, FedCOM, FedDyn, FedExP, FedNova
+from bhfl.algorithms import SCAFFOLD, FedAvg, FedCOM, FedCOMGATE, FedDyn, FedExP, FedNova
 from bhfl.engine.availability import WHOLE, Availability, part_of
 from tests.algorithms.quadratics import Data, Module, Paced
 from tests.federation import Client, fit, same
@@ -376,19 +376,29 @@ def test_an_argument_out_of_its_range_is_refused(make, message):
         make()
 
 
-OF_STEPS = [FedDyn(0.1), FedNova(), FedExP(0.0), SCAFFOLD(2.0), FedCOM(server_lr=2.0)]
+OF_STEPS = [
+    FedDyn(0.1),
+    FedNova(),
+    FedExP(0.0),
+    SCAFFOLD(2.0),
+    FedCOM(server_lr=2.0),
+    FedCOMGATE(server_lr=2.0, allow_inexact=True),
+    FedCOMGATE(32, 2.0, allow_inexact=True),
+]
 """Methods whose server goes elsewhere than to the mean."""
 
 
 class Seen(Module):
-    """It has a buffer of its own, such as a variance, which falls from 10 towards 1."""
+    """It has buffers of its own, such as variances, which fall from 10 towards 1."""
 
     def __init__(self):
         super().__init__()
         self.register_buffer("seen", torch.full((3,), 10.0))
+        self.register_buffer("wide", torch.full((2, 3), 10.0))
 
     def training_step(self, batch, batch_idx):
-        self.seen.mul_(0.5).add_(0.5)
+        for buffer in self.buffers():
+            buffer.mul_(0.5).add_(0.5)
         return super().training_step(batch, batch_idx)
 
 
@@ -397,5 +407,5 @@ def test_a_buffer_of_the_modules_own_is_averaged(tmp_path, algorithm):
     found = []
     for one in (FedAvg(), algorithm):
         run = trained(tmp_path, one, Given([1, 2, 6]), 3, Seen, max_rounds=4)
-        found.append(run.server.params["seen"])
+        found.append({name: run.server.params[name] for name in ("seen", "wide")})
     torch.testing.assert_close(found[0], found[1])
