@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from lightning.fabric import Fabric
-from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
 from lightning.fabric.strategies import DDPStrategy, Strategy
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
@@ -136,6 +136,13 @@ def _launch(fabric: Fabric, timeout_seconds: float, stack: ExitStack) -> None:
     strategy = fabric.strategy
     alone = fabric.world_size == 1 or torch.distributed.is_initialized()
     if isinstance(strategy, DDPStrategy) and not alone:
+        by_itself = isinstance(strategy.cluster_environment, LightningEnvironment)
+        if by_itself and strategy.num_nodes > 1 and "MASTER_PORT" not in os.environ:
+            raise ValueError(
+                f"trainer.num_nodes is {strategy.num_nodes}, and nothing says where the nodes "
+                "meet: start the processes of all by torchrun or SLURM, or set NODE_RANK, and "
+                "MASTER_ADDR and MASTER_PORT alike on all"
+            )
         connect = strategy.setup_environment
 
         # Lightning calls it when it has started the processes that it starts

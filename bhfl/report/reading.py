@@ -112,8 +112,7 @@ class Run:
     @property
     def metrics(self) -> Mapping[str, Any]:
         """The last measurement, on the test split."""
-        found = self.summary.get("metrics")
-        return found if isinstance(found, Mapping) else {}
+        return dict(self.summary.get("metrics", {}))
 
     @cached_property
     def groups(self) -> list[str]:
@@ -251,6 +250,9 @@ def read_run(folder: Path) -> Run:
     faults: list[str] = []
     # the summary is read first: where it is written already, so are all rows
     summary = _mapping(folder / "summary.json", MAX_SUMMARY_BYTES, faults)
+    if not isinstance(summary.get("metrics", {}), dict):
+        faults.append("summary.json is damaged: its metrics are no mapping")
+        summary = {}
     rounds = _rounds(folder / "rounds.jsonl", faults)
     path = folder / f"{SETTINGS}.json"
     told = _mapping(path, MAX_BYTES, faults)

@@ -171,3 +171,9 @@ def test_clients_compute_with_as_many_threads_as_asked(tmp_path):
 def test_processes_are_those_of_all_nodes():
     trainer = FederatedTrainer({32: 4}, devices=1, accelerator="cpu", num_nodes=2)
     assert trainer.fabric.world_size == 2
+
+
+def test_nodes_that_nobody_started_are_not_waited_for(tmp_path, monkeypatch):
+    monkeypatch.delenv("MASTER_PORT", raising=False)
+    with pytest.raises(ValueError, match="num_nodes is 2, and nothing says where the nodes meet"):
+        fit(tmp_path, None, {32: 1}, devices=1, num_nodes=2, timeout_seconds=3)

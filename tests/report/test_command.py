@@ -56,17 +56,18 @@ def test_everything_but_pictures_works_without_matplotlib(tmp_path: Path) -> Non
 
 @pytest.mark.usefixtures("plain")
 def test_one_whole_run_among_damaged_ones(tmp_path: Path) -> None:
-    for name in ("whole", "killed", "torn", "no-config", "empty"):
+    for name in ("whole", "killed", "torn", "no-config", "empty", "a-list"):
         made.run(tmp_path / name, made.config(seed=len(name)))
     (tmp_path / "killed" / "summary.json").unlink()
     (tmp_path / "torn" / "rounds.jsonl").write_text("torn\n")
     (tmp_path / "no-config" / "settings.json").write_text("a: [")
     (tmp_path / "empty" / "rounds.jsonl").write_text("")
+    (tmp_path / "a-list" / "summary.json").write_text('{"metrics": [], "rounds": 3}')
     text = write_report([tmp_path], tmp_path / "out")
     assert [line.split()[:4] for line in text.splitlines() if line.startswith("FedAvg ")] == [
         ["FedAvg", "80.0", "90.0", "85.0"]
     ]
-    assert len([line for line in text.splitlines() if line.startswith("FedAvg, seed ")]) == 3
+    assert len([line for line in text.splitlines() if line.startswith("FedAvg, seed ")]) == 4
     assert f"{tmp_path}/killed: not finished: 3 of 3 rounds" in text
     torn = (
         "not finished: 0 rounds in rounds.jsonl, 3 in summary.json; "
@@ -74,6 +75,7 @@ def test_one_whole_run_among_damaged_ones(tmp_path: Path) -> None:
     )
     assert f"{tmp_path}/torn: {torn}" in text
     assert f"{tmp_path}/no-config: settings.json is damaged" in text
+    assert "3 of 3 rounds; summary.json is damaged: its metrics are no mapping" in text
     assert f"{tmp_path}/empty: not finished: 0 rounds in rounds.jsonl" in text
 
 
