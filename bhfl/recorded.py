@@ -39,12 +39,17 @@ class Recorded:
         if cls.__init__ is object.__init__ and (args or kwargs):
             raise TypeError(f"{cls.__name__}() takes no arguments")
         made = super().__new__(cls)
-        vars(made)["_made_with"] = plain(_arguments(cls, args, kwargs))
+        vars(made)["_made_with"] = plain(arguments(cls, args, kwargs))
         return made
 
 
-def _arguments(cls: type, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """All arguments of ``cls(*args, **kwargs)`` by name, those left to their defaults too."""
+def arguments(cls: type, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """All arguments of ``cls(*args, **kwargs)`` by name, those left to their defaults too.
+
+    Raises:
+        ValueError: Nothing tells what the constructor takes, as of some in C.
+        TypeError: The constructor is nothing that can be called.
+    """
     defaults: dict[str, Any] = {}
     given: dict[str, Any] = {}
     for _, known in constructors(cls):

@@ -13,7 +13,7 @@ from itertools import chain
 from typing import Any, Literal, get_args, get_origin
 
 from bhfl.checks import shown, suggestion
-from bhfl.cli.classes import indefinite, known, names_one, only, resolve, unambiguous
+from bhfl.cli.classes import indefinite, is_component, known, names_one, only, resolve, unambiguous
 from bhfl.cli.hints import (
     LISTS,
     Checked,
@@ -28,6 +28,7 @@ from bhfl.cli.hints import (
 )
 from bhfl.cli.naming import all_allowed, imported, is_standard, parameters
 from bhfl.cli.reading import ConfigError, Keys, Layer, Text, read_text
+from bhfl.recorded import arguments
 
 
 @dataclass
@@ -298,16 +299,20 @@ class Checker:
     def _choose(self, base: type, name: Any, keys: Keys, name_keys: Keys) -> list[str]:
         place = _place(keys)
         try:
-            self.classes[place] = resolve(name, base)
+            self.classes[place] = cls = resolve(name, base)
         except ValueError as error:
             self.classes[place] = None
             return self._problem(name_keys, str(error))
         self._merge.named[place] = unambiguous(name, base)
-        if self.classes[place] is not self._before.get(place):
+        if cls is not self._before.get(place):
             self._merge.other.add(place)
-            # what its options are by default is not known here
             for inner in [one for one in self.classes if one[: len(place)] == place != one]:
                 del self.classes[inner]
+            # of constructors in C nothing can be read
+            with suppress(ValueError, TypeError):
+                for option, default in arguments(cls, (), {}).items():
+                    if is_component(type(default)):
+                        self.classes[*place, option] = type(default)
         return []
 
     def _remember(self, value: Any, keys: Keys) -> None:

@@ -462,6 +462,10 @@ OPTIONS = {
         ["--data.partition=IID", "--data.partition.alpha", "0.3"],
         ["--data.partition.alpha is an unknown option of IID; name a class that has it: Dirichlet"],
     ),
+    "option-of-a-default": (
+        ["--data=Digits", "--data.partition.alpha", "0.3"],
+        ["--data.partition.alpha is an unknown option of IID; name a class that has it: Dirichlet"],
+    ),
     "class": (["--algorithm=FedPorx"], ["--algorithm must name an Algorithm", "'FedProx'"]),
     "callback-of-none": (
         ["--trainer.callbacks.every_n_rounds", "3"],
