@@ -6,8 +6,6 @@ checked. Values of classes of their own (the fleet, the network, callbacks) are 
 classes.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -279,7 +277,7 @@ class Settings:
     output: Output
 
     @classmethod
-    def of(cls, options: Mapping[str, Any]) -> Settings:
+    def of(cls, options: Mapping[str, Any]) -> "Settings":
         """The settings that a trainer's keyword arguments say."""
         groups = {}
         for name, kind in get_type_hints(cls).items():

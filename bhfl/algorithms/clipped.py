@@ -1,7 +1,5 @@
 """Means of clipped moves. Andrew et al., NeurIPS 2021, https://arxiv.org/abs/1905.03871."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +37,7 @@ class _Clipped:
         self.means.add(update, client)
         self.inside.add(update, client)
 
-    def reduce(self, fabric: Fabric) -> Params | None:
+    def reduce(self, fabric: "Fabric") -> Params | None:
         means = self.means.reduce(fabric)
         inside = self.inside.reduce(fabric)
         return None if inside is None else {**means, **inside}

@@ -1,7 +1,5 @@
 """DP-FedAvg. McMahan et al., ICLR 2018, https://arxiv.org/abs/1710.06963."""
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -282,7 +280,7 @@ class _Sum:
         self.mean.add(weights, client)
         self.inside += inside - 0.5
 
-    def reduce(self, fabric: Fabric) -> tuple[Tensor, Tensor]:
+    def reduce(self, fabric: "Fabric") -> tuple[Tensor, Tensor]:
         """Float64 [parameters], and float64 [2]."""
         self.mean.sum.reduce(fabric)
         counts = all_reduce_sum(fabric, torch.stack([self.mean.weight, self.inside]))

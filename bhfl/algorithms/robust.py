@@ -6,8 +6,6 @@ of rows. A client counts as one, whatever its number of samples, for a wild one 
 claim any. Running statistics of BatchNorm are averaged by the engine as ever.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -98,7 +96,7 @@ def _rows(value: Tensor | QuantizedTensor, where: slice) -> Tensor:
 class _Kept:
     """Keeps payloads until the round ends."""
 
-    def __init__(self, rule: Robust, like: Params, means: Aggregator | None) -> None:
+    def __init__(self, rule: "Robust", like: Params, means: Aggregator | None) -> None:
         self.rule = rule
         self.like = like
         self.means = means
@@ -109,7 +107,7 @@ class _Kept:
             self.means.add(float_tensors(update), client)
         self.payloads.append((client.id, update.payload))
 
-    def reduce(self, fabric: Fabric) -> Params | None:
+    def reduce(self, fabric: "Fabric") -> Params | None:
         beside = self.means.reduce(fabric) if self.means else None
         # by id: who trained whom changes nothing
         payloads = sorted(gather(fabric, self.payloads), reverse=True)

@@ -1,7 +1,5 @@
 """A mean that knows how much of the fleet it is of."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 from bhfl.engine.aggregate import WeightedMean
@@ -27,7 +25,7 @@ class ShareMean(WeightedMean):
         super().__init__(like)
         self.whole = whole
 
-    def reduce(self, fabric: Fabric) -> Params | None:
+    def reduce(self, fabric: "Fabric") -> Params | None:
         """The means, and the share as a float64 scalar; None where there was no client."""
         means = super().reduce(fabric)
         return None if means is None else {**means, SHARE: self.weight / self.whole}

@@ -4,8 +4,6 @@ It has an own configuration: where the server is, the client's key, and what of 
 configuration is another thing on this machine, such as where the data lie.
 """
 
-from __future__ import annotations
-
 import socket
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -79,7 +77,7 @@ def _join(args: Sequence[str]) -> int:
     return 0
 
 
-def _opener(request: Request) -> Open:
+def _opener(request: Request) -> "Open":
     """What opens a run, under Lightning or without."""
     if request.plain:
         from bhfl.cli.plain_client import open_plain
@@ -90,7 +88,7 @@ def _opener(request: Request) -> Open:
     return partial(open_run, request)
 
 
-def _serve(door: socket.socket, resident: Any, node: Supervised) -> None:
+def _serve(door: socket.socket, resident: Any, node: "Supervised") -> None:
     """Answer whatever the SuperNode brings, as long as it is there."""
     from bhfl.engine.ending import STANDING
     from bhfl.remote.app.frames import put, take

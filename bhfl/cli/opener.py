@@ -1,7 +1,5 @@
 """A run that a client joins, opened under Lightning as `bhfl fit` opens it."""
 
-from __future__ import annotations
-
 from contextlib import ExitStack
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
@@ -27,7 +25,7 @@ _ROOMS = tuple(f"bhfl.{room}." for room in ("algorithms", "comm", "data", "engin
 """The rooms of which it may name any class."""
 
 
-def open_run(request: Request, hello: Hello, stack: ExitStack) -> Session:
+def open_run(request: Request, hello: "Hello", stack: ExitStack) -> Session:
     """Make model, data and trainer of a run by the server's configuration and the client's own.
 
     Args:

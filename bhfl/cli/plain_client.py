@@ -1,7 +1,5 @@
 """A run that a client joins, opened for torch alone: no Lightning, and no jsonargparse."""
 
-from __future__ import annotations
-
 import random
 import re
 from collections.abc import Iterator, Mapping
@@ -52,7 +50,7 @@ _NEEDED = {
 """What options of the trainer must be where torch alone trains, as text."""
 
 
-def open_plain(request: Request, hello: Hello, stack: ExitStack) -> Alone:
+def open_plain(request: Request, hello: "Hello", stack: ExitStack) -> Alone:
     """Make model, data and algorithm of a run by the server's configuration and the client's own.
 
     Args:

@@ -1,7 +1,5 @@
 """What an algorithm's author writes: the hooks of both halves, which are FedAvg's by default."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -254,7 +252,7 @@ class Algorithm(Recorded):
     """
 
     @property
-    def client_half(self) -> Algorithm:
+    def client_half(self) -> "Algorithm":
         """Whose client hooks are called: its own, or those of an algorithm that it is built on."""
         return self
 

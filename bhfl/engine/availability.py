@@ -5,8 +5,6 @@ What happens to a client is a function of the seed, the round and its id, and of
 client does: all methods with one seed meet the same, and whoever needs it can compute it.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -67,7 +65,7 @@ class Course:
         """How often it sent its update."""
         return self.failures.count("loss") + self.arrives
 
-    def unsent(self) -> Course:
+    def unsent(self) -> "Course":
         """The same for a client that has nothing to send, of which nothing can be lost."""
         if "loss" not in self.failures:
             return self

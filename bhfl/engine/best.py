@@ -1,7 +1,5 @@
 """The best rounds of a run: by the monitored metric, and by that of each bit group."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +22,7 @@ class Best:
     round: int = 0
     """The number of the round, from 1; 0 where there is none."""
 
-    def after(self, row: Row, mode: str) -> Best:
+    def after(self, row: Row, mode: str) -> "Best":
         """The best round, now that another one is done.
 
         Args:

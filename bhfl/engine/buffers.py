@@ -2,8 +2,6 @@
 integer counters.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -115,7 +113,7 @@ class Buffers:
         """What the statistics that `group` shares are kept under."""
         return group if self.policy == "group" else "all"
 
-    def sent(self, name: str, algorithm: Algorithm) -> bool:
+    def sent(self, name: str, algorithm: "Algorithm") -> bool:
         """Whether a tensor of the model travels: all do but the statistics under ``local``, and but
         statistics and counters for a private method.
         """
@@ -143,7 +141,7 @@ class BufferSum:
         for name, value in self.maxima.items():
             self.maxima[name] = torch.maximum(value, update[name].to(value.dtype))
 
-    def reduce(self, fabric: Fabric) -> dict[str, Any]:
+    def reduce(self, fabric: "Fabric") -> dict[str, Any]:
         """The new `ServerState.buffers`; a group without a client keeps what it had, as all do
         under ``local``.
         """

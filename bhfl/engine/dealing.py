@@ -1,7 +1,5 @@
 """Which process trains which clients of a round; no result depends on it."""
 
-from __future__ import annotations
-
 import heapq
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -26,7 +24,7 @@ class Dealer:
         steps: Optimiser steps that are planned for a client in a round.
     """
 
-    def __init__(self, fabric: Fabric, steps: Callable[[Client], int]) -> None:
+    def __init__(self, fabric: "Fabric", steps: Callable[[Client], int]) -> None:
         self.fabric = fabric
         self.steps = steps
         self.num_dealt = 0

@@ -1,7 +1,5 @@
 """What the devices of a group of clients are: their bits and backends, and how they train."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -56,7 +54,7 @@ class Group:
         """What metrics call its clients."""
         return self.name or self.bits.label
 
-    def stages(self) -> dict[int, Group]:
+    def stages(self) -> "dict[int, Group]":
         """The group by what it computes with: from the start, and from each change of its bits on,
         by the rounds that are done by then.
         """
@@ -94,7 +92,7 @@ class Devices:
         self.bits = _bits(group)
 
     @classmethod
-    def of(cls, spec: BitSpec) -> Devices:
+    def of(cls, spec: BitSpec) -> "Devices":
         """Devices of which nothing is known but their bits."""
         return cls(Group(bits=spec))
 

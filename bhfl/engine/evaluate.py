@@ -1,7 +1,5 @@
 """Accuracy per bit group: the global model as each group would run it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -62,7 +60,7 @@ class Evaluator:
     are.
     """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: "Session") -> None:
         self.session = session
         counts = group_sizes(session.fleet)
         self.shares = {group: count / counts.total() for group, count in counts.items()}

@@ -1,7 +1,5 @@
 """What a run was told: all its options as plain values, by what they are to it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +60,7 @@ def _add(told: Told, options: Mapping[str, Any], roles: Mapping[str, Role]) -> N
         told[role.value][key] = value
 
 
-def model_options(model: L.LightningModule, optimizers: Mapping[str, Any]) -> dict[str, Any]:
+def model_options(model: "L.LightningModule", optimizers: Mapping[str, Any]) -> dict[str, Any]:
     """What a model was made with, as far as it can be told.
 
     Args:

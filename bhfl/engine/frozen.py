@@ -5,8 +5,6 @@ task says by a digest which ones are meant. Who has said that it holds them is t
 (``ServerState.holders``), and their values are in ``ServerState.buffers["frozen"]``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -56,7 +54,7 @@ def held_by(worker: PlainWorker, server: ServerState) -> Frozen:
     return Frozen(server.buffers["frozen"])
 
 
-def holders(server: ServerState, records: Iterable[ClientRecord]) -> list[int]:
+def holders(server: ServerState, records: "Iterable[ClientRecord]") -> list[int]:
     """Who holds the frozen tensors after a round: what a client said of it is believed whatever
     became of its update, and where it said nothing, nothing has changed.
     """
@@ -70,7 +68,7 @@ def holders(server: ServerState, records: Iterable[ClientRecord]) -> list[int]:
 
 
 def without_lost(
-    server: ServerState, frozen: Frozen, clients: Clients, fabric: Fabric
+    server: ServerState, frozen: Frozen, clients: Clients, fabric: "Fabric"
 ) -> ServerState:
     """A state that a run goes on from, in which nobody holds the frozen tensors where their copy is
     gone. Clients that are elsewhere say by themselves what they have lost.

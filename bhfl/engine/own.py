@@ -1,7 +1,5 @@
 """What a client has of its own: the tensors of the model that it is not sent."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -35,7 +33,7 @@ class Own:
         self.always = frozenset(always)
 
     @classmethod
-    def of(cls, server: ServerState, buffers: Buffers, bits: str, algorithm: Algorithm) -> Own:
+    def of(cls, server: ServerState, buffers: Buffers, bits: str, algorithm: Algorithm) -> "Own":
         """What clients have of their own in a run.
 
         Args:

@@ -1,7 +1,5 @@
 """Predictions of a model, or of a checkpoint of it, and the files that they are written to."""
 
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -34,7 +32,7 @@ ENDINGS = (".csv", ".npz")
 
 
 def predict(
-    trainer: FederatedTrainer,
+    trainer: "FederatedTrainer",
     model: L.LightningModule,
     data: FederatedData,
     ckpt_path: str | Path | None,

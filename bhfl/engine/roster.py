@@ -2,8 +2,6 @@
 samples.
 """
 
-from __future__ import annotations
-
 import copy
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -72,7 +70,7 @@ class Roster(Sequence[Client]):
         """See the function `changes`."""
         return sorted(set(chain.from_iterable(stages for stages, _ in self.stages)))
 
-    def at(self, round: int) -> Roster:
+    def at(self, round: int) -> "Roster":
         """The fleet as it is in a round, for good.
 
         Args:

@@ -2,8 +2,6 @@
 arXiv 2003.00295).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -72,7 +70,7 @@ def stepped(server: ServerState, mean: Params, optimizer: ServerOptimizer | None
 
 
 def server_optimizer(
-    make: OptimizerCallable | None, algorithm: Algorithm, module: nn.Module
+    make: OptimizerCallable | None, algorithm: "Algorithm", module: nn.Module
 ) -> ServerOptimizer | None:
     """The server optimiser of a run, which steps on what `module` trains; None where `make` is.
 

@@ -2,8 +2,6 @@
 module.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -117,11 +115,11 @@ class ServerState:
     ``frozen``: the parameters that are not trained, as all clients have them.
     """
 
-    def with_extra(self, **entries: Any) -> ServerState:
+    def with_extra(self, **entries: Any) -> "ServerState":
         """The state with other entries of `extra`."""
         return replace(self, extra={**self.extra, **entries})
 
-    def failed(self) -> ServerState:
+    def failed(self) -> "ServerState":
         """The state after a round that came to nothing."""
         return replace(self, round=self.round + 1, metrics={})
 

@@ -4,8 +4,6 @@ What no file can say, such as a class of a notebook or a data set in memory, sta
 ``unwritten``, with the reason: the commands then say what they need.
 """
 
-from __future__ import annotations
-
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -43,7 +41,7 @@ class UnwrittenError(Exception):
     """Something cannot be written down; the message says why."""
 
 
-def configuration(session: Session) -> str:
+def configuration(session: "Session") -> str:
     """The text of ``config.yaml``, of a fit whose trainer, model and data were made in Python."""
     settings = session.settings
     left_out = []
@@ -105,7 +103,7 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, bool | int | float | str | PathLike)
 
 
-def _model(session: Session) -> dict[str, Any]:
+def _model(session: "Session") -> dict[str, Any]:
     """The model's class and arguments, but for those that are taken from the data.
 
     Its optimisers are what it trains with, where its arguments are functions without a name.

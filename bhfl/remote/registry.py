@@ -3,8 +3,6 @@
 A client says nothing of this itself, so that none can choose its number or its group.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Sequence
@@ -57,7 +55,7 @@ class Enrolled:
         return True
 
     @cached_property
-    def _key(self) -> EllipticCurvePublicKey:
+    def _key(self) -> "EllipticCurvePublicKey":
         from cryptography.exceptions import UnsupportedAlgorithm
         from cryptography.hazmat.primitives import serialization as form
         from cryptography.hazmat.primitives.asymmetric import ec
@@ -96,7 +94,7 @@ class Registry:
                 )
 
     @classmethod
-    def read(cls, path: Path) -> Registry:
+    def read(cls, path: Path) -> "Registry":
         """The clients of a file that `write` wrote.
 
         Raises:

@@ -1,7 +1,5 @@
 """A client's own process: it holds the model and the data, and answers what its server asks."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import platform
@@ -126,7 +124,7 @@ class Resident:
         self._joined = None
         self._stack.close()
 
-    def _join(self, hello: Hello) -> _Joined:
+    def _join(self, hello: Hello) -> "_Joined":
         if self._joined is not None and self._hello == hello:
             return self._joined
         self.close()

@@ -4,8 +4,6 @@ It listens at 127.0.0.1 alone, for whoever reaches all of it may run code there:
 through `bhfl.remote.front.Front`, which lets them reach what they need.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,7 +101,7 @@ class Control:
             raise ConnectionError(f"the SuperLink at {self.address}: {error}") from error
 
 
-def _control(address: str, ca: bytes) -> ControlHttpClient:
+def _control(address: str, ca: bytes) -> "ControlHttpClient":
     from flwr.supercore.control import ControlHttpClient
     from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpInterceptor
 

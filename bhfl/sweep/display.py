@@ -2,8 +2,6 @@
 left.
 """
 
-from __future__ import annotations
-
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -83,7 +81,7 @@ class Display:
         """Take the table away."""
         self._open.close()
 
-    def picture(self) -> RenderableType:
+    def picture(self) -> "RenderableType":
         """The table as it is now: as many runs as the terminal has room for, those at work
         first.
         """

@@ -1,7 +1,5 @@
 """What a client may send: from average bits, or from what its link carries before a deadline."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -87,7 +85,7 @@ class Budget:
         """Check the options."""
         check_options("FedLQ.budget", self, _CHECKS)
 
-    def check(self, links: Links | None) -> None:
+    def check(self, links: "Links | None") -> None:
         """ValueError unless the links are there that this rule reads."""
         if self.rule == "average":
             return
@@ -101,7 +99,7 @@ class Budget:
 
     def deadline_seconds(
         self,
-        links: Links | None,
+        links: "Links | None",
         round: int,
         traffic: Traffic,
         cohort: Sequence[Client],

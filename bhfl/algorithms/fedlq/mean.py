@@ -1,7 +1,5 @@
 """The mean of models of which every tensor came either as a value or as a quantised difference."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +60,7 @@ class MixedMean:
             total.add(self.flattener.flatten(kept), client.weight)
             self.weights[kind] += client.weight * torch.tensor(came)
 
-    def reduce(self, fabric: Fabric) -> Params | None:
+    def reduce(self, fabric: "Fabric") -> Params | None:
         """The mean over all processes' clients, float32; None where there was no client."""
         for total in self.sums:
             total.reduce(fabric)
@@ -97,6 +95,6 @@ class ProbedMean(MixedMean):
             harm = float_tensors({HARM: update[HARM]})[HARM]
             self.harms.append((client.id, client.weight, harm))
 
-    def reduce(self, fabric: Fabric) -> Any:
+    def reduce(self, fabric: "Fabric") -> Any:
         """The mean, and what all clients measured, by their ids."""
         return super().reduce(fabric), sorted(gather(fabric, self.harms), key=lambda harm: harm[0])

@@ -1,7 +1,5 @@
 """What a client came to in a round, until the verdict; and what it had loaded before."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +38,7 @@ class Loaded:
     """Each by its part and name, with how often it had been changed in place."""
 
     @classmethod
-    def of(cls, client: int, path: Path, state: Mapping[str, Any]) -> Loaded:
+    def of(cls, client: int, path: Path, state: Mapping[str, Any]) -> "Loaded":
         """A state as it was just loaded from a file."""
         tensors = {}
         for part, values in state.items():

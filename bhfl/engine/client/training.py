@@ -1,7 +1,5 @@
 """The local steps of one client in one round, hook by hook as `lightning.Trainer` takes them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -63,7 +61,7 @@ class Training:
 
     def __init__(
         self,
-        worker: Worker,
+        worker: "Worker",
         algorithm: Algorithm,
         run: LocalRun,
         recorder: Recorder,

@@ -1,7 +1,5 @@
 """A LightningModule lent to one client after the other: load, train, hand back; load, evaluate."""
 
-from __future__ import annotations
-
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping

@@ -6,8 +6,6 @@ a product of codes cannot take these scales out of the sum over output channels:
 multiplied with them first, and gets codes of its own for the gradient of the input.
 """
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,7 +27,7 @@ class Integer(Int8):
         super().__init__("integer")
         self.function = StochasticErrors
 
-    def compute(self, layer: QuantLayer, x: Tensor) -> Tensor:
+    def compute(self, layer: "QuantLayer", x: Tensor) -> Tensor:
         """See :class:`Backend`; ValueError without a generator where gradients are wanted."""
         if torch.is_grad_enabled() and (x.requires_grad or layer.weight.requires_grad):
             layer.required_generator()
