@@ -289,10 +289,23 @@ def _differences(methods: Sequence[Options], named: Sequence[str]) -> list[str]:
     """
     notes = []
     for key in dict.fromkeys(chain.from_iterable(methods)):
-        if key.startswith("algorithm"):
+        above, _, word = key.rpartition(".")
+        # a group is told with all that is in it
+        in_group = any(options.get(above) == "True" for options in methods)
+        if in_group or key.startswith("algorithm"):
             continue
-        values = dict.fromkeys(options.get(key, "none") for options in methods)
-        word = key.rpartition(".")[2]
+        values = dict.fromkeys(_spelled(options, key) for options in methods)
         if len(values) > 1 and not any(f"{word}=" in label for label in named):
             notes.append(f"rows also differ in {word}: {' or '.join(values)}")
     return notes
+
+
+def _spelled(options: Options, key: str) -> str:
+    """An option as a configuration says it: a group of options by what is in it."""
+    value = options.get(key, "none")
+    inside = [
+        f"{name.removeprefix(key)[1:]}: {its}"
+        for name, its in options.items()
+        if name.startswith(f"{key}.")
+    ]
+    return f"{{{', '.join(inside)}}}" if inside and value == "True" else value

@@ -151,6 +151,16 @@ def test_training_that_differs_between_algorithms_is_noted(tmp_path: Path) -> No
     assert read(tmp_path)[0].notes == ("rows also differ in holdout: 0 or 64",)
 
 
+def test_a_group_of_options_that_differs_is_noted_by_what_is_in_it(tmp_path: Path) -> None:
+    """It said True for the downlink, and each option in it had a note of its own."""
+    rule = {"class_path": True, "init_args": {"bits": 8, "send": "differences"}}
+    made.run(tmp_path / "a", made.config(trainer__downlink="float32"))
+    made.run(tmp_path / "b", made.config("ProWD", trainer__downlink=rule))
+    assert read(tmp_path)[0].notes == (
+        "rows also differ in downlink: float32 or {bits: 8, send: differences}",
+    )
+
+
 def test_bits_of_what_went_up(tmp_path: Path) -> None:
     made.run(tmp_path / "a", up=500_000, down=2_000_000)
     made.run(tmp_path / "b", made.config("Local"), up=0, down=0)
