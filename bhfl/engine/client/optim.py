@@ -15,7 +15,7 @@ from lightning.pytorch.core.optimizer import (
     _configure_schedulers_manual_opt,
 )
 from lightning.pytorch.utilities.types import LRSchedulerConfig
-from torch.optim import Optimizer
+from torch.optim import Optimizer, SparseAdam
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from bhfl.engine.algorithm import Algorithm
@@ -69,7 +69,7 @@ def check_optimizers(
 
     Raises:
         ValueError: See :func:`configured`; torch or Lightning refuses them; or a group has one
-            in place of several, or one goes up.
+            in place of several, one goes up, or one takes no dense gradients.
     """
     found: dict[str, list[Any]] = {}
     needed: list[str] = []
@@ -101,6 +101,7 @@ def check_optimizers(
         # raises where its rate cannot follow, which would fail each client of the group
         replaced.append(Replaced(optimizers[0], group.optimizer).optimizer)
     _check_descent(method, optimizers + replaced)
+    _check_sparse(module, optimizers)
     # several stay a list; none are as if they were not set
     told = {name: many if many[1:] else next(iter(many), None) for name, many in found.items()}
     return told, needed
@@ -126,6 +127,16 @@ def _check_descent(method: Algorithm | None, optimizers: Iterable[Optimizer]) ->
         raise ValueError(
             f"{type(method).__name__} changes losses or gradients for optimizers that go down: "
             "maximize must be false, got true; let training_step return minus the value"
+        )
+
+
+def _check_sparse(module: L.LightningModule, optimizers: Iterable[Optimizer]) -> None:
+    """ValueError where one takes sparse gradients alone, and no layer of the module has such."""
+    sparse = any(getattr(layer, "sparse", False) for layer in module.modules())
+    if not sparse and any(isinstance(one, SparseAdam) for one in optimizers):
+        raise ValueError(
+            "optimizer must take dense gradients, as no layer of "
+            f"{type(module).__name__} has sparse=True, got SparseAdam; take Adam"
         )
 
 

@@ -475,6 +475,18 @@ def test_methods_that_need_descent_refuse_optimizers_that_go_up(method, descends
             check_optimizers(module, groups, method)
 
 
+def test_sparse_adam_needs_a_layer_with_sparse_gradients():
+    def sparse_adam(module):
+        return torch.optim.SparseAdam(list(module.parameters()))
+
+    told = "must take dense gradients, as no layer of Asking has sparse=True, got SparseAdam"
+    with pytest.raises(ValueError, match=told):
+        check_optimizers(Asking(sparse_adam))
+    rare = Asking(sparse_adam)
+    rare.words = torch.nn.Embedding(3, 2, sparse=True)
+    check_optimizers(rare)
+
+
 def test_what_only_a_client_can_ask_for_is_left_to_it():
     check_optimizers(Asking(lambda m: torch.optim.SGD(m.parameters(), 1.0 / m.trainer.max_epochs)))
     check_optimizers(Asking(lambda m: torch.optim.SGD(m.parameters(), 1.0)))
