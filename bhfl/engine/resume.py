@@ -102,14 +102,19 @@ def warn_of_other(path: object, stored: Told, algorithm: str) -> None:
         stored: What its run was told.
         algorithm: The class that uses it.
     """
-    # without its module: that of a script is ``__main__`` while it runs
-    ran = str(told_of(stored, Role).get("algorithm")).rpartition(".")[2]
+    ran = algorithm_of(stored)
     if ran != algorithm:
         warnings.warn(
             f"{path}: its run was one of {ran}, and it is used by {algorithm}, whose models of "
             "groups and clients may be others: give the config.yaml of its run folder",
             stacklevel=2,
         )
+
+
+def algorithm_of(told: Told) -> str:
+    """The class of the algorithm of a run, by what the run was told."""
+    # without its module: that of a script is ``__main__`` while it runs
+    return str(told_of(told, Role).get("algorithm")).rpartition(".")[2]
 
 
 def _load(folder: Path, which: str) -> State:

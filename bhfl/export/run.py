@@ -16,6 +16,7 @@ from bhfl.engine.ending import STANDING
 from bhfl.engine.folder import subfolder
 from bhfl.engine.measure import needs_global_model, refuse_parts
 from bhfl.engine.records import Ledger
+from bhfl.engine.resume import algorithm_of
 from bhfl.engine.roster import group_sizes
 from bhfl.engine.session import Session
 from bhfl.engine.types import FederatedData
@@ -106,7 +107,7 @@ def export_run(
         measured, accuracies = _accuracies(session, run, state["run"]["history"], made)
         _write(session, made, accuracies, calibrate)
         session.tear_down()
-    write_text(made.card, _card(session, made, measured, Ledger(state["run"]["ledger"])))
+    write_text(made.card, _card(session, made, measured, state))
     return made
 
 
@@ -167,16 +168,18 @@ def _accuracies(
     return split, found
 
 
-def _card(session: Session, made: Export, measured: str, sent: Ledger) -> str:
-    """The text of the model card."""
+def _card(session: Session, made: Export, measured: str, state: Mapping[str, Any]) -> str:
+    """The text of the model card of a checkpoint, which is `state`."""
     trainer, model = session.trainer, session.module
     config = {"clients": trainer.fleet.to_config(), **trainer.config}
     sizes = group_sizes(session.fleet)
     rounds = session.server.round
+    sent = Ledger(state["run"]["ledger"])
     facts = {
         "Data": f"{type(session.data).__name__}, {session.fleet.sizes.sum():,} training samples",
         "Clients": ", ".join(f"{size} of {group}" for group, size in sizes.items()),
-        "Method": type(session.algorithm).__name__,
+        # whatever the configuration says, which may be that of another run
+        "Method": algorithm_of(state["config"]),
         "Rounds": f"{rounds}, seed {session.settings.cohort.seed}",
         "Sent": f"{sent.total('uplink_bytes'):,} bytes up, "
         f"{sent.total('downlink_bytes'):,} bytes down",

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bhfl.algorithms import Ditto
+from bhfl.algorithms import Ditto, FedProx
 from bhfl.engine import FederatedTrainer
 from bhfl.export import export_run
 from tests.federation import Client, fake, fit
@@ -49,6 +49,11 @@ def test_a_card_counts_the_samples_that_there_were(
     monkeypatch.setattr("bhfl.export.run.export_onnx", failing)
     assert len(export_run(trainer, Client(), fake(), "last").files) == 1
     assert not (made.folder / "int8.onnx").exists()
+    # the method is the run's, whatever algorithm its checkpoint is exported by
+    other = FederatedTrainer({8: 1}, FedProx(), devices=1, logger=False)
+    with pytest.warns(UserWarning, match="its run was one of FedAvg, and it is used by FedProx"):
+        made = export_run(other, Client(), fake(), trainer.run.folder)
+    assert "1 rounds of FedAvg" in made.card.read_text()
 
 
 def failing(*args: Any, **options: Any) -> int:
