@@ -101,7 +101,8 @@ class Convolutional(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images ``[B, C, H, W]`` to logits ``[B, K]``."""
-        return self.head(self.features(images))  # type: ignore[no-any-return]
+        logits: Tensor = self.head(self.features(images))
+        return logits
 
 
 def init_he_(network: nn.Module) -> None:

@@ -46,9 +46,10 @@ class ResidualBlock(nn.Module):
         """Map ``[B, in_channels, H, W]`` to ``[B, out_channels, ceil(H / stride), ceil(W /
         stride)]``.
         """
-        residual: Tensor = self.relu(self.norm1(self.conv1(maps)))
+        residual = self.relu(self.norm1(self.conv1(maps)))
         residual = self.norm2(self.conv2(residual))
-        return self.relu(residual + self.shortcut(maps))  # type: ignore[no-any-return]
+        output: Tensor = self.relu(residual + self.shortcut(maps))
+        return output
 
 
 class ResNet(nn.Module):
@@ -98,7 +99,8 @@ class ResNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images ``[B, C, H, W]`` to logits ``[B, K]``."""
-        return self.head(self.blocks(self.stem(images)))  # type: ignore[no-any-return]
+        logits: Tensor = self.head(self.blocks(self.stem(images)))
+        return logits
 
 
 class _SizedResNet(ResNet):

@@ -47,7 +47,8 @@ class MLP(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images ``[B, C, H, W]`` to logits ``[B, K]``."""
-        return self.layers(images)  # type: ignore[no-any-return]
+        logits: Tensor = self.layers(images)
+        return logits
 
 
 class LeNet(Convolutional):
