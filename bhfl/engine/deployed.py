@@ -10,7 +10,7 @@ from bhfl.checks import suggestion
 from bhfl.engine.algorithm import Algorithm
 from bhfl.engine.buffers import Buffers, NormPolicy
 from bhfl.engine.client.plain import PlainWorker
-from bhfl.engine.devices import FLOAT, Devices
+from bhfl.engine.devices import FLOAT, Devices, finest
 from bhfl.engine.resume import check_same
 from bhfl.engine.types import ServerState
 from bhfl.quant import BitSpec, dequantize_, quantized_state, set_spec_
@@ -85,8 +85,7 @@ class Deployed:
         buffers = Buffers(worker.module, state, self.norm, labels)
         first: Mapping[str, Tensor] = server.buffers["first"]
         if group is None:
-            floats = [one.bits for one in self.groups.values() if one.spec.is_float]
-            own = buffers.of(server, (floats or labels)[0])
+            own = buffers.of(server, finest(self.groups.values()))
             found = {**first, **server.params, **own, **server.buffers["frozen"]}
         else:
             params = self.algorithm.group_params(server, devices.bits)

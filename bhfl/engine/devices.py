@@ -1,6 +1,6 @@
 """What the devices of a group of clients are: their bits and backends, and how they train."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal
@@ -254,6 +254,13 @@ class Devices:
         if self.group.optimizer is None:
             return own
         return Replaced(own, self.group.optimizer).optimizer
+
+
+def finest(groups: Iterable[Devices]) -> str:
+    """The bits of the group with the most, whose running statistics a float32 model has: where no
+    clients compute in float32, there are none of its own.
+    """
+    return max(groups, key=lambda one: one.spec.precision).bits
 
 
 def _bits(group: Group) -> str:

@@ -7,7 +7,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bhfl.comm import encode
-from bhfl.engine.devices import FLOAT, Devices
+from bhfl.engine.devices import FLOAT, Devices, finest
 from bhfl.engine.exchange import Measured, Stage, Task
 from bhfl.engine.per_client import spread
 from bhfl.engine.processes import gather
@@ -158,9 +158,7 @@ class Evaluator:
                 if alone or own:
                     yield Pass(group, devices, given, fleet[id], alone, own)
         if session.algorithm.communicates and not floating:
-            # no clients have statistics of a float32 model: those of the first group stand in
-            first = next(iter(self.groups(server).values()))
-            buffers = session.buffers.of(server, first.bits)
+            buffers = session.buffers.of(server, finest(self.groups(server).values()))
             yield Pass(GLOBAL, FLOAT, session.own.whole({**server.params, **buffers}, {}))
 
     def _own_samples(self, stage: Stage) -> Callable[[int], Iterable[Any] | None] | None:

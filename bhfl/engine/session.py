@@ -23,7 +23,7 @@ from bhfl.engine.client.registered import frozen_in
 from bhfl.engine.client.store import ClientStore
 from bhfl.engine.client.worker import Worker
 from bhfl.engine.dealing import Dealer
-from bhfl.engine.devices import FLOAT
+from bhfl.engine.devices import FLOAT, finest
 from bhfl.engine.ending import STANDING
 from bhfl.engine.evaluate import Evaluator
 from bhfl.engine.exchange import Clients, Stage
@@ -295,9 +295,8 @@ class Session:
 
     def global_model(self) -> Params:
         """The server's model in float32, by name."""
-        groups = list(self.evaluator.groups(self.server).values())
-        floats = [devices.bits for devices in groups if devices.spec.is_float]
-        buffers = self.buffers.of(self.server, (floats or [groups[0].bits])[0])
+        bits = finest(self.evaluator.groups(self.server).values())
+        buffers = self.buffers.of(self.server, bits)
         return {**self.server.params, **buffers}
 
     def load_global(self) -> None:

@@ -762,6 +762,17 @@ def test_running_statistics_by_policy(tmp_path, norm):
     )
 
 
+def test_a_float32_model_has_the_statistics_of_the_most_bits(tmp_path):
+    options = {"norm": "group", "max_rounds": 1}
+    trainer = run(tmp_path, {4: 2, 8: 2}, unequal(4, True), lambda: Module(Flat()), **options)
+    evaluator = trainer.session.evaluator
+    *_, measured = evaluator._passes(trainer.server, "val")
+    loaded = bhfl.load_model(trainer.run.folder, "last", model=Module(Flat()))
+    wanted = trainer.server.buffers["statistics"]["int8"]["net.1.running_mean"]
+    for found in (measured.tensors, trainer.session.global_model(), loaded.state_dict()):
+        assert torch.equal(found["net.1.running_mean"], wanted)
+
+
 def test_local_statistics_never_travel_and_are_each_clients_own(tmp_path):
     class Watch(Algorithm):
         def __init__(self):
