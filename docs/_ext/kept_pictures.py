@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 from statistics import fmean, median, stdev
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT))
 from bhfl.report.drawing import PALETTE, bare, logarithmic, pyplot, svg  # noqa: E402
 
 RESULTS = ROOT / "configs/cifar10/results"
+FRONTIER = ROOT / "docs/_static/frontier.svg"
 TARGET = 34
 """Per cent, which the rows of sweeps/fedlq.yaml are compared at."""
 WINDOW = 3
@@ -30,6 +31,52 @@ LINKS = {
     "Weights-2": "2 bits, weights",
 }
 """Rows of sweeps/fedlq.yaml, and what the picture calls them."""
+LOOKS = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "bhfl",  # without it the same picture is another file each time
+    "font.family": "sans-serif",
+    "font.size": 10,
+}
+FAMILIES = (
+    "FedAvg", "FedProx", "FedPAQ", "ProWD", "GroupedAvg", "FedCOMGATE", "FedLQ", "AdaQuantFL",
+)  # fmt: skip
+"""What the names of rows of sweeps/frontier.yaml begin with, by the colours of the palette."""
+SHAPES = "osDv^"
+"""A row's mark, by its place among those of its family."""
+
+
+class Point(NamedTuple):
+    """A row of sweeps/frontier.yaml: means over its seeds, and the deviation of the accuracy."""
+
+    name: str
+    accuracy: float
+    deviation: float
+    megabytes: float
+    seconds: float
+
+
+def points(setting: str) -> list[Point]:
+    """The rows of a setting that send anything, the best first: per cent of the mean of both groups
+    of clients, megabytes up and down, simulated seconds.
+    """
+    found = []
+    for row in sorted(RESULTS.glob(f"frontier/{setting}/*/")):
+        runs = [json.loads(path.read_text()) for path in sorted(row.glob("seed*/summary.json"))]
+        accuracies = [100 * run["metrics"]["test/acc_avg"] for run in runs]
+        sent = []
+        for run in runs:
+            both = [of["uplink_bytes"] + of["downlink_bytes"] for of in run["bytes"].values()]
+            sent.append(sum(both) / 1e6)
+        deviation = stdev(accuracies) if len(accuracies) > 1 else 0.0
+        seconds = fmean(run["simulated_seconds"] for run in runs)
+        found.append(Point(row.name, fmean(accuracies), deviation, fmean(sent), seconds))
+    return sorted((row for row in found if row.megabytes), key=lambda row: -row.accuracy)
+
+
+def alone(setting: str) -> float:
+    """The accuracy of clients that send nothing, in per cent."""
+    runs = RESULTS.glob(f"frontier/{setting}/Local/seed*/summary.json")
+    return 100 * fmean(json.loads(path.read_text())["metrics"]["test/acc_avg"] for path in runs)
 
 
 def rounds(folder: Path) -> list[dict[str, Any]]:
@@ -57,7 +104,7 @@ def curve(folders: Iterable[Path]) -> tuple[list[float], list[float], list[float
 def links() -> bytes:
     """Accuracy over simulated seconds, of bits on slow uplinks."""
     plt = pyplot()
-    with plt.rc_context({"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10}):
+    with plt.rc_context(LOOKS):
         figure, axis = plt.subplots(figsize=(8, 4.2), layout="constrained")
         for colour, (name, words) in zip(PALETTE, LINKS.items(), strict=False):
             x, y, deviation = curve((RESULTS / "fedlq" / name).glob("seed*"))
@@ -74,5 +121,40 @@ def links() -> bytes:
         return svg(figure)
 
 
+def style(rows: list[Point]) -> dict[str, tuple[str, str]]:
+    """Colour and mark of each row: a colour for each family, a mark for each of its rows."""
+    found = {}
+    for colour, family in zip(PALETTE, FAMILIES, strict=False):
+        names = sorted(row.name for row in rows if row.name.startswith(family))
+        found |= {name: (colour, mark) for name, mark in zip(names, SHAPES, strict=False)}
+    return found
+
+
+def frontier(setting: str) -> bytes:
+    """Accuracy of all methods by bytes, and by simulated seconds."""
+    plt = pyplot()
+    rows = points(setting)
+    styles = style(rows)
+    with plt.rc_context(LOOKS):
+        figure, panels = plt.subplots(1, 2, figsize=(10, 4.4), sharey=True, layout="constrained")
+        costs = {"megabytes": "MB sent, up and down", "seconds": "simulated seconds"}
+        for axis, (cost, words) in zip(panels, costs.items(), strict=True):
+            for row in rows:
+                colour, mark = styles[row.name]
+                at = getattr(row, cost)
+                axis.errorbar(
+                    at, row.accuracy, row.deviation, fmt=mark, color=colour, elinewidth=0.8,
+                    label=row.name,
+                )  # fmt: skip
+            axis.axhline(alone(setting), color="#999999", linewidth=1, linestyle=":")
+            logarithmic(axis)
+            axis.set_xlabel(words)
+            bare(axis)
+        panels[0].set_ylabel("test accuracy in %")
+        panels[1].legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8.5)
+        return svg(figure)
+
+
 if __name__ == "__main__":
     (ROOT / "configs/cifar10/fedlq.svg").write_bytes(links())
+    FRONTIER.write_bytes(frontier("iid"))
