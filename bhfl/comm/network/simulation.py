@@ -23,7 +23,6 @@ from bhfl.checks import (
     or_none,
     positive,
     true_or_false,
-    within,
 )
 from bhfl.comm.network.links import PROFILES, Link, Profile, ProfileLinks
 from bhfl.comm.network.trace import TraceLinks
@@ -176,29 +175,6 @@ class SimulatedNetwork(Recorded):
             raise ValueError("workloads must hold at least one participant, got none")
         sharing = num_participants or len(workloads)
         return tuple(self.client_time(round_index, workload, sharing) for workload in workloads)
-
-    def quantile_deadline(
-        self,
-        round_index: int,
-        workloads: Sequence[Workload],
-        fraction: float = 0.8,
-        num_participants: int | None = None,
-    ) -> float:
-        """The shortest deadline that this fraction of the participants meets with these workloads,
-        in seconds.
-
-        Args:
-            round_index: Which draws to use.
-            workloads: The workload of each participant that is waited for.
-            fraction: The share of the workloads, in (0, 1].
-            num_participants: How many share the uplink, if others do too.
-
-        Raises:
-            ValueError: `fraction` is not in (0, 1], or there are no participants.
-        """
-        checked("fraction", fraction, within("(0, 1]"))
-        clients = self.client_times(round_index, workloads, num_participants)
-        return met_by([client.seconds for client in clients], fraction)
 
     def client_time(
         self, round_index: int, workload: Workload, num_participants: int = 1

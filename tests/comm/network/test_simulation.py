@@ -18,6 +18,7 @@ from bhfl.comm.network import (
     SimulatedNetwork,
     Workload,
 )
+from bhfl.comm.network.simulation import met_by
 
 STEADY = Profile(
     uplink_bps=8e6,
@@ -179,24 +180,14 @@ def test_a_client_without_time_has_no_budget() -> None:
     assert budget(steady(), fleet(1)[0], 5.0) == 8_000_000
 
 
-def test_the_quantile_deadline_is_met_by_that_share() -> None:
+def test_a_deadline_is_met_by_its_share() -> None:
     network, work = SimulatedNetwork(MIXED), fleet(10)
     for fraction, on_time in [(0.8, 8), (0.75, 8), (0.3, 3), (1.0, 10), (1e-11, 1)]:
-        deadline = network.quantile_deadline(4, work, fraction)
+        seconds = [client.seconds for client in network.client_times(4, work)]
+        deadline = met_by(seconds, fraction)
         found = round_time(SimulatedNetwork(MIXED, deadline_seconds=deadline), 4, work)
         assert len(work) - len(found.late) == on_time
         assert found.seconds == deadline
-
-
-def test_the_quantile_deadline_knows_who_else_shares_the_uplink() -> None:
-    network = steady(shared_uplink=True)
-    assert (
-        network.quantile_deadline(0, fleet(2), 1.0, 4)
-        == round_time(network, 0, fleet(2), 4).seconds
-    )
-    assert network.quantile_deadline(0, fleet(2), 1.0, 4) > network.quantile_deadline(
-        0, fleet(2), 1.0
-    )
 
 
 # --- draws ----------------------------------------------------------------------------------------
@@ -319,8 +310,6 @@ def test_profile_errors(change: dict[str, Any], message: str) -> None:
 def test_errors_of_calls() -> None:
     with pytest.raises(ValueError, match="workloads must hold at least one participant, got none"):
         round_time(steady(), 0, [])
-    with pytest.raises(ValueError, match=r"fraction must be in \(0, 1\], got 0"):
-        steady().quantile_deadline(0, fleet(1), 0)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
