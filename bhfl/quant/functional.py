@@ -151,6 +151,9 @@ def quantize_with_gradient(
         A stand-in of the shape of x that has zeros and no memory of its own: give it the gradient
         of the quantised values, and it passes that on to x and to the scale as
         :func:`fake_quantize` does; int8 codes in the shape of x; the scale, float32, 0-dim or [C].
+
+    Raises:
+        ValueError: Bits out of range, or the scale has another shape.
     """
     clipped = _clips(range_rule, scale)
     scale = _scale_of(x, bits, range_rule, granularity, scale)

@@ -314,7 +314,9 @@ class QuantLayer(nn.Module):
 
 
 def chosen_backend(layer: QuantLayer) -> str:
-    """The name of the backend that really computes a layer: what auto chose, or what fell back."""
+    """The name of the backend that really computes a layer: what ``auto`` chose, or ``fake`` where
+    the backend cannot compute it.
+    """
     if layer.spec.is_float:
         return "fake"
     return get_backend(layer.backend).chosen_for(layer).name

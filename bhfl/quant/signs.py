@@ -25,7 +25,7 @@ def signs(x: Tensor, granularity: Literal["tensor", "channel"] = "tensor") -> Qu
         granularity: One scale, or one for each output channel (dimension 0).
 
     Returns:
-        Codes of 1 bit, -1 or 1.
+        int8 codes of 1 bit, -1 or 1, in the shape of x, and their positive scale, 0-dim or [C].
     """
     count = x.shape[0] if granularity == "channel" else 1
     length = x.numel() // max(1, count)

@@ -49,8 +49,8 @@ def input_codes(x: Tensor, bits: int) -> Codes:
     """
     low, scale = activation_range(x, (1 << bits) - 1)
     inverse = scale.reciprocal()
-    # the zero point for which the code of the lowest value is the first one, -128
-    # of an input that is not finite, whose scale shows it, any will do: NaN is no integer
+    # The zero point for which the code of the lowest value is the first one, -128. Of an input that
+    # is not finite any will do: no integer is NaN, and the scale shows it.
     shift = -128 - (low * inverse).round_().nan_to_num_()
     values = torch.empty_like(x, dtype=torch.int8)
     for block, target in matching_blocks(x, values):
