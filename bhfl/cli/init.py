@@ -132,8 +132,7 @@ def _write(start: Start, name: str, out: str | None) -> None:
     except ValueError as error:
         raise ConfigError(f"--out must be a file: {error}") from error
     files = {path: f"{name}.yaml"}
-    for other in start.beside:
-        files[path.parent / other] = other
+    files |= {path.parent / other: other for other in start.beside}
     # lexists: a link that leads nowhere is there, too
     if there := [file for file in files if os.path.lexists(file)]:
         raise ConfigError(*[f"{file} is there already, and is left as it is" for file in there])

@@ -62,8 +62,10 @@ def no_exit_of_others(
     except Terminated:
         raise
     except SystemExit as error:
-        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-        packages = [str(frame.f_globals.get("__name__", "")).partition(".")[0] for frame in frames]
+        packages = [
+            str(frame.f_globals.get("__name__", "")).partition(".")[0]
+            for frame, _ in traceback.walk_tb(error.__traceback__)
+        ]
         # a module that exits while it is imported does so below importlib, whoever imports it
         if packages[-1] in allowed and "importlib" not in packages:
             raise
@@ -88,23 +90,14 @@ class Standing:
         """What a terminal is sent before the last line of a process that is ended by force."""
 
     def begin(self, saved: str) -> None:
-        """Take note that a command begins.
-
-        Args:
-            saved: What a user can go on from, as a whole sentence.
-        """
+        """Take note that a command begins, and in a sentence of what a user can go on from."""
         self.doing = "starting"
         """What is done now; it follows "while" in a sentence."""
         self.saved = saved
         self._said = False
 
     def last_line(self, why: str, speaks: bool) -> str:
-        """What is said before the end; empty where it is said already, or by another process.
-
-        Args:
-            why: Why the process ends.
-            speaks: Whether this process is the one to say it.
-        """
+        """What is said before the end; empty where it is said already, or another one speaks."""
         said, self._said = self._said, True
         return f"error: {why}; {self.saved}" if speaks and not said else ""
 
@@ -139,9 +132,7 @@ PARENT = "BHFL_PARENT"
 
 @cache
 def parent() -> int | None:
-    """The process that has started this one to share a run, if one has; not what that passes on to
-    its own children.
-    """
+    """The process that has started this one to share a run, if one has; told no child of both."""
     value = os.environ.pop(PARENT, "")
     return int(value) if value.isdecimal() and int(value) != os.getpid() else None
 
@@ -174,17 +165,11 @@ def _wait_for_parent() -> None:
 
 
 def end_now(code: int, line: str) -> NoReturn:
-    """End this process from any thread, whatever the main thread does.
-
-    Args:
-        code: The exit code.
-        line: What is written to stderr, if anything.
-    """
+    """End this process from any thread, with an exit code and a line for stderr, if any."""
     # past sys.stderr, whose lock the main thread may hold
     text = STANDING.erase + f"{line}\n".encode() * bool(line)
-    if text:
-        with suppress(OSError):
-            os.write(2, text)
+    with suppress(OSError):
+        os.write(2, text)
     for act in STANDING.last_acts:
         with suppress(Exception):
             act()
@@ -236,12 +221,15 @@ class Signals:
             before = signal.getsignal(signum)
             # ignored as in a job that was started in the background
             if before is not signal.SIG_IGN:
-                self._before[signum] = before
+                # a fork of a command has nothing to tell, which its handler of before would
+                self._before[signum] = signal.SIG_DFL if self.command else before
                 signal.signal(signum, self._handle)
         _listening = self
-        _forget_in_forks()
+        # forks, such as those of a DataLoader, have the signals of any process
+        os.register_at_fork(after_in_child=self.forget)
         threading.Thread(target=self._wait, args=(ear,), daemon=True, name="signals").start()
         if self.command:
+            sys.unraisablehook = self._unraised
             atexit.register(self._finish)  # the first that is registered is the last that is called
 
     def forget(self) -> None:
@@ -265,17 +253,27 @@ class Signals:
             raise Terminated
         raise KeyboardInterrupt
 
+    def _unraised(self, error: Any) -> None:
+        """End where a signal comes in the middle of what passes no error on, such as `__del__`."""
+        if not self._first:
+            sys.__unraisablehook__(error)
+        elif error.exc_type in (KeyboardInterrupt, Terminated):
+            self._end()
+
     def _wait(self, ear: socket.socket) -> None:
         """Hear what the main thread may not."""
         came = 0
+        until = None
         while True:
+            # the end of a child, which is a signal too, makes nobody wait longer
+            ear.settimeout(until and max(0.01, until - time.monotonic()))
             try:
                 byte = ear.recv(1)
             except TimeoutError:
                 if self.command or self._attended < came:
                     self._end()
                 # every signal has had its handler: the main thread hears, and ends by itself
-                ear.settimeout(None)
+                until = None
                 continue
             if not byte:
                 return
@@ -284,7 +282,7 @@ class Signals:
                 if came and (self.command or self._attended < came):
                     self._end()
                 came += 1
-                ear.settimeout(PATIENCE_SECONDS)
+                until = time.monotonic() + PATIENCE_SECONDS
 
     def _end(self) -> NoReturn:
         with self._ending:
@@ -299,17 +297,6 @@ class Signals:
 
 
 _listening: Signals | None = None
-
-
-@cache
-def _forget_in_forks() -> None:
-    """Let forked processes, such as those of a DataLoader, have the signals of any process."""
-
-    def forget() -> None:
-        if _listening:
-            _listening.forget()
-
-    os.register_at_fork(after_in_child=forget)
 
 
 @contextmanager

@@ -64,9 +64,8 @@ class Processes:
         with naming(log_of(job)), open(log_of(job), "ab") as log:
             log.write(f"$ bhfl {shlex.join(args)}\n".encode())
             log.flush()
-            process = self._begin(args, log.fileno())
+            self.running[job.name] = job, self._begin(args, log.fileno())
         # the log is open in the run alone from here on
-        self.running[job.name] = (job, process)
 
     def _begin(self, args: list[str], log: int) -> Run:
         """A process for the words that follow ``bhfl``, whose output goes to the file `log`."""

@@ -44,7 +44,26 @@ def swallowed(args):
             try:
                 at_once(args)
             except BaseException:
-                time.sleep(10)
+                # as a DataLoader's workers end, each with a signal that is no reason to wait longer
+                signal.signal(signal.SIGCHLD, lambda *_: None)
+                while True:
+                    time.sleep(0.1)
+                    os.kill(me, signal.SIGCHLD)
+
+def unraised(args):
+    # Ctrl-C reaches forks too, which have nothing to tell
+    if os.fork() == 0:
+        os.kill(os.getpid(), how)
+        time.sleep(10)
+    os.wait()
+
+    class Closing:
+        def __del__(self):
+            at_once(args)
+
+    with ending.ended_in_order(deaf=False):
+        Closing()
+        time.sleep(10)
 
 def afterwards(args):
     atexit.register(os.kill, me, how)
@@ -61,7 +80,8 @@ bhfl.main.main()
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize(
-    "case", ["at_once", "in_order", "twice", "swallowed", "afterwards", "after_an_interrupt"]
+    "case",
+    ["at_once", "in_order", "twice", "swallowed", "unraised", "afterwards", "after_an_interrupt"],
 )
 def test_a_signal(how, case):
     process = subprocess.run(
