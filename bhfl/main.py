@@ -97,8 +97,7 @@ def _run_known(command: str, args: list[str]) -> int:
             return compare(args)
     if command in ("init", "doctor", "join"):
         # each has a module of its own
-        code: int = import_module(f"bhfl.cli.{command}").main(args)
-        return code
+        return int(import_module(f"bhfl.cli.{command}").main(args))
     if command == "sweep":
         from bhfl.sweep.command import main as sweep
 

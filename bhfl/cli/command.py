@@ -156,10 +156,9 @@ def _until_stopped(run: Callable[[list[str]], int], args: list[str]) -> int:
         if not _is_unread():
             raise
         return UNREAD
-    except KeyboardInterrupt:
-        code, line = 128 + signal.SIGINT, STANDING.farewell(signal.SIGINT)
-    except Terminated:
-        code, line = 128 + signal.SIGTERM, STANDING.farewell(signal.SIGTERM)
+    except (KeyboardInterrupt, Terminated) as stop:
+        signum = signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT
+        code, line = 128 + signum, STANDING.farewell(signum)
     except LostProcessError as error:
         code, line = LOST, STANDING.last_line(str(error), speaks_of_others())
     if line:
