@@ -132,7 +132,9 @@ PARENT = "BHFL_PARENT"
 
 @cache
 def parent() -> int | None:
-    """The process that has started this one to share a run, if one has; told no child of both."""
+    """The process that has started this one to share a run, if one has; not what that passes on to
+    its own children.
+    """
     value = os.environ.pop(PARENT, "")
     return int(value) if value.isdecimal() and int(value) != os.getpid() else None
 
@@ -225,8 +227,7 @@ class Signals:
                 self._before[signum] = signal.SIG_DFL if self.command else before
                 signal.signal(signum, self._handle)
         _listening = self
-        # forks, such as those of a DataLoader, have the signals of any process
-        os.register_at_fork(after_in_child=self.forget)
+        _forget_in_forks()
         threading.Thread(target=self._wait, args=(ear,), daemon=True, name="signals").start()
         if self.command:
             sys.unraisablehook = self._unraised
@@ -297,6 +298,17 @@ class Signals:
 
 
 _listening: Signals | None = None
+
+
+@cache
+def _forget_in_forks() -> None:
+    """Let forked processes, such as those of a DataLoader, have the signals of any process."""
+
+    def forget() -> None:
+        if _listening:
+            _listening.forget()
+
+    os.register_at_fork(after_in_child=forget)
 
 
 @contextmanager
