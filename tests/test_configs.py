@@ -188,12 +188,12 @@ def test_a_half_of_prowd_is_switched_off_by_null_and_false_says_so(half, capsys)
     assert line.endswith("null, got false; did you mean null?")
 
 
-ALONE = {"fedlq", "frontier", "table", "methods", "both", "demo", "norms"}
-"""Matrices that have methods or settings of their own, and not those of another one alone."""
+ALONE = {"fedlq", "frontier", "table", "both", "demo", "norms"}
+"""Matrices of the quick tests: the others have methods of these, or of what runs a round here."""
 
 
 def matrices() -> list[Any]:
-    """All of them, those of the same methods as another one among the slow tests."""
+    """All of them, some among the slow tests."""
     found = []
     for path in MATRICES:
         marks = () if path.stem in ALONE else pytest.mark.slow

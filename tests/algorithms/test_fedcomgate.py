@@ -31,11 +31,13 @@ def errors(tmp_path_factory):
     return found
 
 
+@pytest.mark.slow
 def test_gate_converges_where_fedcom_stalls(errors):
     assert errors["FedCOM"] > 1e-2
     assert errors["FedCOMGATE"] < 1e-4 * errors["FedCOM"]
 
 
+@pytest.mark.slow
 def test_what_gate_leaves_out_lasts_in_its_tracking(tmp_path):
     """A quarter of the entries leads there too, with no other feedback."""
     data = Data(4)

@@ -85,6 +85,7 @@ def test_is_fedavg_to_the_bit(tmp_path, algorithm, clients):
     assert same(runs[0].server.params, runs[1].server.params)
 
 
+@pytest.mark.slow
 def test_resumed_is_never_stopped(tmp_path):
     whole = prowd(tmp_path / "a", max_rounds=5)
     prowd(tmp_path / "b", max_rounds=2)
