@@ -66,7 +66,8 @@ def run_or_tell(run: Callable[[Sequence[str]], int], args: Sequence[str], about:
     from bhfl.cli.current_folder import find_in_current_folder
     from bhfl.cli.exits import BAD_CONFIG, exit_code, log_on_stdout, report, told
     from bhfl.cli.reading import ConfigError, asks_help
-    from bhfl.engine.ending import LostProcessError, no_exit_of_others
+    from bhfl.engine.ending import LostProcessError
+    from bhfl.engine.exits import no_exit_of_others
 
     # warnings of what LightningCLI calls, which no user can mend
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")

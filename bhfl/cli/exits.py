@@ -105,7 +105,7 @@ def exit_code(error: Exception) -> int | None:
     more.
     """
     from bhfl.engine.checkpoint import CheckpointError
-    from bhfl.engine.ending import ExitCalledError
+    from bhfl.engine.exits import ExitCalledError
     from bhfl.engine.refusal import TooFewClientsError
 
     if isinstance(error, CheckpointError):

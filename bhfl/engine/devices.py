@@ -257,8 +257,8 @@ class Devices:
 
 
 def finest(groups: Iterable[Devices]) -> str:
-    """The bits of the group with the most, whose running statistics a float32 model has: where no
-    clients compute in float32, there are none of its own.
+    """The bits of the group that computes with the most, float32 above all. The float32 model has
+    that group's running statistics, as it is trained by nobody where no group computes in float32.
     """
     return max(groups, key=lambda one: one.spec.precision).bits
 

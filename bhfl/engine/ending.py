@@ -13,8 +13,7 @@ import socket
 import sys
 import threading
 import time
-import traceback
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from types import FrameType
@@ -40,43 +39,6 @@ class Terminated(SystemExit):
         super().__init__(128 + signal.SIGTERM)
 
 
-class ExitCalledError(ValueError):
-    """Code that bhfl called, such as a data set, called `sys.exit`: a run cut short is not done."""
-
-
-@contextmanager
-def no_exit_of_others(
-    allowed: Collection[str] = ("bhfl", "argparse", "jsonargparse"),
-) -> Iterator[None]:
-    """Turn a SystemExit from the block into an error, because it would pass for the end of a
-    command that is done.
-
-    Args:
-        allowed: Packages that may call `sys.exit`, as parsers do after a help text.
-
-    Raises:
-        ExitCalledError: Another one called it, or one that was at work while a module was imported.
-    """
-    try:
-        yield
-    except Terminated:
-        raise
-    except SystemExit as error:
-        packages = [
-            str(frame.f_globals.get("__name__", "")).partition(".")[0]
-            for frame, _ in traceback.walk_tb(error.__traceback__)
-        ]
-        # a module that exits while it is imported does so below importlib, whoever imports it
-        if packages[-1] in allowed and "importlib" not in packages:
-            raise
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        raise ExitCalledError(
-            f"sys.exit({error.code!r}) was called in {place.filename}, line {place.lineno}, in "
-            f"{place.name}: a command must not be left in its middle, as if it were done; raise an "
-            "error there"
-        ) from error
-
-
 class Standing:
     """Where this process stands: what it is doing, and what a user can go on from."""
 
@@ -90,14 +52,23 @@ class Standing:
         """What a terminal is sent before the last line of a process that is ended by force."""
 
     def begin(self, saved: str) -> None:
-        """Take note that a command begins, and in a sentence of what a user can go on from."""
+        """Take note that a command begins.
+
+        Args:
+            saved: What a user can go on from, as a whole sentence.
+        """
         self.doing = "starting"
         """What is done now; it follows "while" in a sentence."""
         self.saved = saved
         self._said = False
 
     def last_line(self, why: str, speaks: bool) -> str:
-        """What is said before the end; empty where it is said already, or another one speaks."""
+        """What is said before the end; empty where it is said already, or by another process.
+
+        Args:
+            why: Why the process ends.
+            speaks: Whether this process is the one to say it.
+        """
         said, self._said = self._said, True
         return f"error: {why}; {self.saved}" if speaks and not said else ""
 
@@ -112,7 +83,9 @@ class Standing:
             listener()
 
     def writes(self, folder: object) -> None:
-        """Take note that files are written now that belong together."""
+        """Take note that files which belong together are written to a folder from now on: an
+        interrupted command says that there may be a part of them.
+        """
         self.at("writing files")
         self.saved = f"{folder} may hold a part of them, and the same command writes them all"
 
@@ -167,7 +140,12 @@ def _wait_for_parent() -> None:
 
 
 def end_now(code: int, line: str) -> NoReturn:
-    """End this process from any thread, with an exit code and a line for stderr, if any."""
+    """End this process from any thread, whatever the main thread does.
+
+    Args:
+        code: The exit code.
+        line: What is written to stderr, if anything.
+    """
     # past sys.stderr, whose lock the main thread may hold
     text = STANDING.erase + f"{line}\n".encode() * bool(line)
     with suppress(OSError):
@@ -223,7 +201,8 @@ class Signals:
             before = signal.getsignal(signum)
             # ignored as in a job that was started in the background
             if before is not signal.SIG_IGN:
-                # a fork of a command has nothing to tell, which its handler of before would
+                # Forks get it back. That of a command before it was here says "while starting", and
+                # a fork has nothing to say.
                 self._before[signum] = signal.SIG_DFL if self.command else before
                 signal.signal(signum, self._handle)
         _listening = self
@@ -302,7 +281,9 @@ _listening: Signals | None = None
 
 @cache
 def _forget_in_forks() -> None:
-    """Let forked processes, such as those of a DataLoader, have the signals of any process."""
+    """Let forked processes, such as a DataLoader's workers, handle signals as if bhfl had never
+    listened to them.
+    """
 
     def forget() -> None:
         if _listening:

@@ -25,8 +25,8 @@ from bhfl.engine.ending import (
     LostProcessError,
     end_with_parent,
     ended_in_order,
-    no_exit_of_others,
 )
+from bhfl.engine.exits import no_exit_of_others
 from bhfl.engine.system import computing_threads, keep_freed_memory, stop
 from bhfl.engine.watch import Watch
 from bhfl.settings import Machine
@@ -116,6 +116,7 @@ def launched(
         stack.callback(_at_work.release)
         stack.enter_context(ended_in_order(deaf=fabric.world_size > 1))
         stack.callback(_stop_children)
+        # of an earlier run: processes that meet in this one watch one another from then on
         known = _watch
         if not again:
             _launch(fabric, timeout_seconds, stack)

@@ -20,9 +20,9 @@ from bhfl.engine.client.common import COMMON
 from bhfl.engine.client.local import LocalClients
 from bhfl.engine.client.messages import split as split_common
 from bhfl.engine.client.plain import PlainWorker
-from bhfl.engine.ending import no_exit_of_others
 from bhfl.engine.environment import processor, versions
 from bhfl.engine.exchange import Fault, Reply, Task, Verdict
+from bhfl.engine.exits import no_exit_of_others
 from bhfl.engine.fingerprint import BACKENDS
 from bhfl.engine.own import KEPT, Own
 from bhfl.engine.roster import Roster, behind

@@ -74,7 +74,8 @@ def write_report(  # noqa: PLR0913
             f"{baseline}"
         )
     goal = Goal(target, window, baseline) if target is not None else None
-    read = [replace(read_run(run), name=(names or {}).get(run, "")) for run in find_runs(runs)]
+    names = names or {}
+    read = [replace(read_run(run), name=names.get(run, "")) for run in find_runs(runs)]
     if not any(TRIALS in user_path(path).parts for path in runs):
         read = without_trials(read)
     found, ranked, figures = compared(read, metric, mode, order, published)
