@@ -224,7 +224,8 @@ class Signals:
             self._mouth.close()
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
-        again = self._first > 0
+        # the listening thread may have heard of the first signal before this thread has
+        again = self._attended > 0
         self._first = self._first or signum
         self._attended += 1
         if self.command and (again or self.code is not None or not self.in_order):
