@@ -9,7 +9,9 @@ from typing import Any, Literal, get_args
 from bhfl.quant.quantizers import known_rules
 
 RangeRule = str
-"""absmax, mse, lsq, pow2, wage, or a name given to :func:`bhfl.quant.register_quantizer`."""
+"""absmax, mse, lsq, pow2, wage, or a name given to :func:`bhfl.quant.register_quantizer`; ``auto``
+in a BitSpec.
+"""
 Granularity = Literal["tensor", "channel"]
 Sends = Literal["computed", "stored"]
 
@@ -33,6 +35,9 @@ class BitSpec:
             float32 shadow weights; with fewer, strict storage, the weights are values of a grid
             after each step (:func:`bhfl.quant.store_`).
         range_rule: How the scale of the weights is found; see :func:`bhfl.quant.weight_scale`.
+            ``auto`` becomes ``mse`` for weights of 2 to 5 bits with shadow weights, most of which
+            ``absmax`` would round to zero, and ``absmax`` for all others: in strict storage, a rule
+            that clips would do so again at each step.
         granularity: One scale for the tensor, or one for each output channel (dimension 0).
         sends: Which weights a client sends: the codes that it has ``computed`` with, or its
             ``stored`` ones at the bits of ``storage``.
@@ -50,7 +55,7 @@ class BitSpec:
     errors: int = FLOAT_BITS
     gradients: int = FLOAT_BITS
     storage: int = FLOAT_BITS
-    range_rule: RangeRule = "absmax"
+    range_rule: RangeRule = "auto"
     granularity: Granularity = "tensor"
     sends: Sends = "computed"
     send_bits: int | None = None
@@ -59,6 +64,10 @@ class BitSpec:
     def __post_init__(self) -> None:
         for key in _WIDTHS:
             _check_bits(f"BitSpec.{key}", getattr(self, key))
+        # equal specs are written in one way
+        if self.range_rule == "auto":
+            clips = self.weights < 6 and self.storage == FLOAT_BITS
+            object.__setattr__(self, "range_rule", "mse" if clips else "absmax")
         check_choice("BitSpec.range_rule", self.range_rule, known_rules())
         check_choice("BitSpec.granularity", self.granularity, get_args(Granularity))
         check_choice("BitSpec.sends", self.sends, get_args(Sends))
@@ -115,7 +124,6 @@ class BitSpec:
             raise ValueError(
                 f"BitSpec.send_bits must be weights={self.weights} to 16, got {self.send_bits}"
             )
-        # equal specs are written in one way
         object.__setattr__(self, "sends", "stored")
 
     @property
@@ -154,7 +162,7 @@ class BitSpec:
         for key in ("errors", "gradients", "storage"):
             if (bits := getattr(self, key)) < FLOAT_BITS:
                 label += f"{key[0]}{bits}"
-        if self.range_rule != "absmax":
+        if self != replace(self, range_rule="auto"):
             label += f"-{self.range_rule}"
         return label if self.granularity == "tensor" else f"{label}-channel"
 
@@ -169,7 +177,12 @@ class BitSpec:
         except ValueError:
             pass
         default = vars(BitSpec())
-        return {name: value for name, value in vars(self).items() if value != default[name]}
+        # a reader need not know what `auto` is at few bits
+        return {
+            name: value
+            for name, value in vars(self).items()
+            if value != default[name] or (name == "range_rule" and self.weights < 6)
+        }
 
     def __repr__(self) -> str:
         """The call that makes this spec, in few words.
@@ -229,11 +242,11 @@ def _hint(value: object, known: Iterable[str]) -> str:
 
 def _integer(bits: int) -> BitSpec:
     """The spec of training at one width."""
-    if bits >= 6:
-        return BitSpec(weights=bits, activations=bits, name=f"int{bits}")
-    # absmax would round most weights to zero
-    name = "ternary" if bits == 2 else f"int{bits}"
-    return BitSpec(weights=bits, activations=8, range_rule="mse", name=name)
+    return BitSpec(
+        weights=bits,
+        activations=bits if bits >= 6 else 8,
+        name="ternary" if bits == 2 else f"int{bits}",
+    )
 
 
 # Wu et al. 2018, "Training and inference with integers in deep neural networks"

@@ -93,7 +93,7 @@ def test_the_config_of_a_fleet_is_that_fleet(value):
         ({8: 5, "int8": 5}, "int8 is given more than once"),
         (
             [{"bits": BitSpec(weights=4, name="mine")}],
-            r"got {'bits': BitSpec\.parse\({'weights': 4, 'name': 'mine'}\)}$",
+            r"got {'bits': BitSpec\.parse\({'weights': 4, 'range_rule': 'mse', 'name': 'mine'}\)}$",
         ),
         ({BitSpec(weights=8, activations=8): None}, r"BitSpec\.parse\('int8'\)"),
         ([{"bits": 8}], r"clients\[0\]: needs either count or fraction"),

@@ -148,7 +148,9 @@ def test_layers_have_the_gradients_of_the_layer_with_what_rounding_added(
     tokens = torch.tensor([[1, 2], [0, 2]])
     layer = nn.Embedding(4, 3) if name == "embedding" else LAYERS[name][0]()
     quantize_(
-        layer.double(), {"weights": 4, "activations": 8, "granularity": "channel"}, backend=backend
+        layer.double(),
+        {"weights": 4, "activations": 8, "range_rule": "absmax", "granularity": "channel"},
+        backend=backend,
     )
     x = tokens if name == "embedding" else data(*LAYERS[name][1])
     weight: Tensor = layer.weight.detach().clone().requires_grad_()

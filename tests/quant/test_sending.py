@@ -93,7 +93,8 @@ def test_a_spec_that_sends_the_same_is_the_same() -> None:
     ("spec", "label"),
     [
         (SHADOWS, "ternary-s8"),
-        (BitSpec(weights=2, activations=8, send_bits=8), "w2a8-s8"),
+        (BitSpec(weights=2, activations=8, send_bits=8), "ternary-s8"),
+        (BitSpec(weights=2, activations=7, send_bits=8), "w2a7-s8"),
         (BitSpec(weights=4, storage=6, sends="stored"), "w4a32s6-s6"),
         (BitSpec(weights=2, send_bits=4, name="mine"), "mine"),
     ],

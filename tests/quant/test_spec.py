@@ -52,8 +52,10 @@ def test_presets() -> None:
         ("int7", "int7"),
         ({}, "float32"),
         ({"weights": 8, "activations": 8}, "int8"),
-        ({"weights": 4, "activations": 8}, "w4a8"),
+        ({"weights": 4, "activations": 8}, "int4"),
         ({"weights": 5, "activations": 8, "range_rule": "mse"}, "int5"),
+        ({"weights": 5, "activations": 8, "range_rule": "absmax"}, "w5a8-absmax"),
+        ({"weights": 6, "activations": 6, "range_rule": "auto"}, "int6"),
         ({"weights": 4, "granularity": "channel", "range_rule": "lsq"}, "w4a32-lsq-channel"),
         ({"weights": 4, "errors": 8, "gradients": 6, "storage": 5}, "w4a32e8g6s5"),
         ({"weights": 4, "name": "mine"}, "mine"),
@@ -93,6 +95,24 @@ def test_labels_of_distinct_specs_differ() -> None:
             if spec.weights < 32 and spec.range_rule != "wage":
                 specs.add(dataclasses.replace(spec, **change, name=""))  # type: ignore[arg-type]
     assert len({spec.label for spec in specs}) == len(specs)
+
+
+@pytest.mark.parametrize("rule", ["auto", "absmax", "mse", "pow2"])
+@pytest.mark.parametrize("widths", [(2, 8), (5, 8), (5, 5), (6, 6), (8, 32)])
+@pytest.mark.parametrize("storage", [6, 32])
+def test_what_is_written_reads_back(rule: str, widths: tuple[int, int], storage: int) -> None:
+    weights, activations = widths
+    spec = BitSpec(
+        weights=weights,
+        activations=activations,
+        storage=max(storage, weights),
+        range_rule=rule,
+        granularity="channel",
+    )
+    assert BitSpec.parse(spec.to_config()) == spec
+    # where rules that clip would do so at each step, or have nothing to gain
+    if rule == "auto":
+        assert spec.range_rule == ("mse" if weights < 6 and storage == 32 else "absmax")
 
 
 def test_the_name_is_not_the_identity() -> None:
