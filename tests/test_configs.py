@@ -188,7 +188,7 @@ def test_a_half_of_prowd_is_switched_off_by_null_and_false_says_so(half, capsys)
     assert line.endswith("null, got false; did you mean null?")
 
 
-ALONE = {"fedlq", "frontier", "table", "both", "demo", "norms"}
+ALONE = {"fedlq", "frontier", "both", "demo", "norms"}
 """Matrices of the quick tests: the others have methods of these, or of what runs a round here."""
 
 

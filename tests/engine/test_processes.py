@@ -353,7 +353,7 @@ FOUR = (
 """What also runs on four processes, among the slow tests."""
 
 
-LONG = ("planned", "prowd by group", "local")
+LONG = ("planned", "prowd by group", "local", "fedlq", "median", "own models")
 """What is shown by another one of the quick tests too."""
 
 

@@ -364,7 +364,16 @@ DEADLY = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("kill_at", DEADLY)
+def deadly() -> list[Any]:
+    """All moments; those after a step whose beginning is there too among the slow tests."""
+    found = []
+    for moment in DEADLY:
+        twice = moment.endswith("+") and moment.removesuffix("+") in DEADLY
+        found.append(pytest.param(moment, marks=pytest.mark.slow if twice else ()))
+    return found
+
+
+@pytest.mark.parametrize("kill_at", deadly())
 def test_killed_in_the_middle_of_writing(tmp_path, uninterrupted, kill_at):
     rng = random.Random(kill_at)
     count = (
@@ -418,7 +427,7 @@ class Counting(Algorithm):
 @pytest.mark.parametrize(
     ("count", "options"),
     [
-        (5, {"algorithm": Counting()}),
+        pytest.param(5, {"algorithm": Counting()}, marks=pytest.mark.slow),
         (5, {"algorithm": Remembering()}),
         # of a round, what clients keep is there by then, and what they were sent is not
         (6, {"algorithm": Remembering(), "downlink": Downlink(4, "differences", keep=2)}),
@@ -438,7 +447,7 @@ def test_killed_between_what_clients_came_to_and_its_verdict(tmp_path, count, op
 
 
 @pytest.mark.parametrize(
-    "seed", [0, 1, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)]
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2, 3))]
 )
 def test_killed_at_any_moment(tmp_path, uninterrupted, seed):
     rng, kills = random.Random(seed), 0

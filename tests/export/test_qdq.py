@@ -281,7 +281,7 @@ EXAMPLES = {
     "a dict": (OfDict, ({"x": ROWS, "y": (torch.ones(3),)},), None),
     "empty layers": (WithEmpty, (ROWS,), (MORE,)),
 }
-QUICK = ("all at once", "one of several", "a scalar", "empty layers")
+QUICK = ("all at once", "one of several", "a scalar")
 """With and without what a forward may be given or not."""
 
 
