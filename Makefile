@@ -2,8 +2,8 @@
 PYTHON ?= python3
 MINUTES ?= 20
 BIN := .venv/bin
-# more processes than cores: some tests wait for processes that they start
-PYTEST := $(BIN)/python -m pytest -n 4 --dist worksteal
+# one process more than there are cores: some tests wait for processes that they start
+PYTEST := $(BIN)/python -m pytest -n 3 --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo diamonds frontier docs test test-docs test-wheel test-slow test-network network network-figures soak lint bench accuracy effect fedlq table table-50k paper tensorboard clean

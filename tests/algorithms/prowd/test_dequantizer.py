@@ -185,11 +185,13 @@ def test_width_off_the_ladder() -> None:
 
 # ---- learning ----
 
+THREE = BitSpec(weights=3, range_rule="absmax")
+
 
 @pytest.mark.parametrize("bound", ["half_step", "none"])
 def test_learns_what_correlated_rows_say(bound: Any) -> None:
     weights = {"w": autoregressive(400, 128, rho=0.95, seed=1)}
-    pairs = sized(WeightPairs([weights], [BitSpec(weights=3)], (3, 32), num_steps=40), 2048, 0.2)
+    pairs = sized(WeightPairs([weights], [THREE], (3, 32), num_steps=40), 2048, 0.2)
     dequantizer = ProgressiveDequantizer((3, 32), lr=1e-2, bound=bound)
     history = train_(dequantizer, pairs)
     metrics = dequantizer.validation_step(next(iter(pairs.val_dataloader())), 0)
@@ -214,7 +216,7 @@ def test_does_no_harm_where_nothing_can_be_learnt() -> None:
 @pytest.mark.parametrize("arch", ["pointwise", "mlp_chunk"])
 def test_other_architectures_learn(arch: Arch) -> None:
     weights = {"w": autoregressive(400, 128, rho=0.99, seed=1)}
-    pairs = sized(WeightPairs([weights], [BitSpec(weights=3)], (3, 32), num_steps=60), 4096)
+    pairs = sized(WeightPairs([weights], [THREE], (3, 32), num_steps=60), 4096)
     dequantizer = ProgressiveDequantizer((3, 32), arch=arch, lr=1e-2)
     train_(dequantizer, pairs)
     metrics = dequantizer.validation_step(next(iter(pairs.val_dataloader())), 0)
