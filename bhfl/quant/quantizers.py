@@ -77,10 +77,10 @@ def register_quantizer(quantizer: QuantizerClass) -> QuantizerClass:
     # the name becomes part of a spec's label, and so of tags and of names of files
     if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise ValueError(f"{quantizer.__name__}.name must be a lower-case word, got {name!r}")
-    if name in known_rules():
+    if name in (*known_rules(), "auto"):
         raise ValueError(
             f"{quantizer.__name__}.name must not be taken, got {name!r}; taken: "
-            f"{', '.join(known_rules())}"
+            f"auto, {', '.join(known_rules())}"
         )
     REGISTERED[name] = quantizer()
     return quantizer

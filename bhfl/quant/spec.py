@@ -275,7 +275,7 @@ PRESETS: dict[str, BitSpec] = {
 
 def _from_bits(bits: object) -> BitSpec:
     _check_bits("bits", bits)
-    return PRESETS["float32"] if bits == FLOAT_BITS else _integer(int(bits))  # type: ignore[call-overload]
+    return PRESETS["float32"] if bits == FLOAT_BITS else _integer(bits)  # type: ignore[arg-type]
 
 
 def _from_name(name: str) -> BitSpec:

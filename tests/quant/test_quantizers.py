@@ -84,13 +84,17 @@ def test_refused() -> None:
         quantize(torch.randn(3), 4, range_rule="half")
     half = half_of_absmax()
     with pytest.raises(
-        ValueError, match=r"^Half\.name must not be taken, got 'half'; taken: absmax, .* wage, half"
+        ValueError,
+        match=r"^Half\.name must not be taken, got 'half'; taken: auto, absmax, .* wage, half",
     ):
         register_quantizer(half)
     with pytest.raises(
         ValueError, match=r"^register_quantizer needs a subclass of Quantizer, got <class 'int'>"
     ):
         register_quantizer(int)  # type: ignore[type-var]
+    half.name = "auto"
+    with pytest.raises(ValueError, match=r"^Half\.name must not be taken, got 'auto'; taken: auto"):
+        register_quantizer(half)
     half.name = "Half"
     with pytest.raises(ValueError, match=r"^Half\.name must be a lower-case word, got 'Half'"):
         register_quantizer(half)
