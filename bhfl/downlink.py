@@ -1,7 +1,5 @@
 """What clients are sent of the model's weights, as an option says it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -30,7 +28,7 @@ class Downlink:
     keep: int = 5
 
     @classmethod
-    def of(cls, value: DownBits | Downlink) -> Downlink:
+    def of(cls, value: "DownBits | Downlink") -> "Downlink":
         """The rule that an option says.
 
         Args:
@@ -41,7 +39,7 @@ class Downlink:
         """
         return value if isinstance(value, Downlink) else cls(value)
 
-    def short(self) -> DownBits | Downlink:
+    def short(self) -> "DownBits | Downlink":
         """The option in as few words as say it."""
         return self.bits if self.send == "weights" else self
 

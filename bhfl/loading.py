@@ -1,7 +1,5 @@
 """Finished runs from their folders: what they came to, and their models."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -77,7 +75,7 @@ def _result(path: Path, run: Run) -> FitResult:
             )
         return found
 
-    def weights(group: str | None) -> dict[str, Tensor]:
+    def weights(group: str | None) -> "dict[str, Tensor]":
         # refuses where the last round's are gone
         server()
         return load_model(path, "last", group).state_dict()
@@ -104,8 +102,8 @@ def load_model(
     folder: str | Path,
     which: str = "best",
     group: str | None = None,
-    model: nn.Module | None = None,
-) -> nn.Module:
+    model: "nn.Module | None" = None,
+) -> "nn.Module":
     """The model of a run, finished or not: a plain module of torch's layers, in evaluation mode.
 
     Classes that the run's ``config.yaml`` names are imported: of a folder from somebody else, give

@@ -3,8 +3,6 @@
 rich is imported when it is first needed: a command that only prints does not wait for it.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -23,7 +21,7 @@ _ERASE = b"\r\x1b[J\x1b[?25h"
 """What clears the line of the cursor and all below it, and shows the cursor again."""
 
 
-def terminal() -> Console | None:
+def terminal() -> "Console | None":
     """The terminal on standard error; None where that is a file, a pipe or a terminal without a
     cursor, and in a process that does not speak to the user.
     """
@@ -32,7 +30,7 @@ def terminal() -> Console | None:
     return console if console is not None and console.file.isatty() else None
 
 
-def _console() -> Console | None:
+def _console() -> "Console | None":
     """Standard error where it has a cursor or, by FORCE_COLOR, colours; None where it has not."""
     if not speaks():
         return None
@@ -43,7 +41,7 @@ def _console() -> Console | None:
 
 
 @contextmanager
-def drawn(console: Console, picture: Callable[[], RenderableType]) -> Iterator[None]:
+def drawn(console: "Console", picture: "Callable[[], RenderableType]") -> Iterator[None]:
     """Keep a picture below all that is printed, drawn again and again; it goes when the block ends.
 
     Args:

@@ -2,8 +2,6 @@
 round.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -32,19 +30,19 @@ class Context:
     """What a run is made of."""
 
     clients: Sequence[Client]
-    module: L.LightningModule
+    module: "L.LightningModule"
     data: ServerData
-    fabric: Fabric
+    fabric: "Fabric"
     settings: Settings
     """The trainer's settings."""
-    worker: Worker
+    worker: "Worker"
     """This process's module and what trains and evaluates it; idle before and after the clients of
     a round.
     """
     buffers: Callable[[ServerState, str], Params]
     """The norm statistics and counters that travel with the parameters of a bit group, both ways.
     """
-    timing: Links | None
+    timing: "Links | None"
     """The links: those of the simulated network, where there is one, or measured ones."""
 
     def planned_steps(self, client: Client) -> int:

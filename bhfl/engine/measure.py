@@ -1,7 +1,5 @@
 """A model measured, or a checkpoint of it: what `FederatedTrainer.validate` and `test` do."""
 
-from __future__ import annotations
-
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +28,7 @@ class Fitted:
     server: ServerState
 
     @classmethod
-    def of(cls, session: Session) -> Fitted:
+    def of(cls, session: Session) -> "Fitted":
         """What a session came to that is over, so that the last weights are in its module."""
         module = session.module
         # by a weak reference, because a trainer must not keep a model alive that its user dropped
@@ -38,7 +36,7 @@ class Fitted:
 
 
 def measure(
-    trainer: FederatedTrainer,
+    trainer: "FederatedTrainer",
     model: L.LightningModule,
     data: FederatedData,
     ckpt_path: str | Path | None,
@@ -61,7 +59,7 @@ def measure(
     return metrics
 
 
-def fitted_in(trainer: FederatedTrainer, module: L.LightningModule) -> Fitted | None:
+def fitted_in(trainer: "FederatedTrainer", module: L.LightningModule) -> Fitted | None:
     """What the trainer's run came to, where the model is as it was left; asked before a session
     sets the model up.
     """
@@ -102,7 +100,7 @@ def refuse_parts(session: Session, command: str) -> None:
         )
 
 
-def needs_global_model(trainer: FederatedTrainer, command: str) -> list[str]:
+def needs_global_model(trainer: "FederatedTrainer", command: str) -> list[str]:
     """Why a command that works on the global model, in one process, cannot be run."""
     problems = []
     if not trainer.algorithm.communicates:

@@ -2,8 +2,6 @@
 what they must have in common: their options, and the run folder.
 """
 
-from __future__ import annotations
-
 import secrets
 from contextlib import suppress
 from itertools import chain
@@ -25,7 +23,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def gather(fabric: Fabric, mine: list[T]) -> list[T]:
+def gather(fabric: "Fabric", mine: list[T]) -> list[T]:
     """The lists of all processes as one, in the order of ranks; small objects only."""
     if fabric.world_size == 1:
         return mine
@@ -35,7 +33,7 @@ def gather(fabric: Fabric, mine: list[T]) -> list[T]:
     return list(chain.from_iterable(parts))
 
 
-def check_agreement(fabric: Fabric, value: Any, hook: str) -> None:
+def check_agreement(fabric: "Fabric", value: Any, hook: str) -> None:
     """Refuse results that differ between processes, as of an aggregator that keeps to its own
     clients.
 
@@ -68,7 +66,7 @@ def _sums(value: Any) -> list[str]:
     return sums
 
 
-def check_same_options(fabric: Fabric, told: Told) -> None:
+def check_same_options(fabric: "Fabric", told: Told) -> None:
     """Compare what this process was told with what rank 0 was.
 
     Raises:
@@ -86,7 +84,7 @@ def check_same_options(fabric: Fabric, told: Told) -> None:
             )
 
 
-def check_common_folder(fabric: Fabric, folder: Path) -> None:
+def check_common_folder(fabric: "Fabric", folder: Path) -> None:
     """Prove that all processes see one and the same run folder, because each keeps its clients'
     state there.
 
@@ -151,7 +149,7 @@ class Held:
         }
 
 
-def broadcast(fabric: Fabric, state: ServerState, held: Held) -> ServerState:
+def broadcast(fabric: "Fabric", state: ServerState, held: Held) -> ServerState:
     """The `state` of rank 0, on every process.
 
     Args:
@@ -190,7 +188,7 @@ class _Mark(NamedTuple):
     shape: torch.Size
 
 
-def _sent(fabric: Fabric, mark: _Mark, tensor: Tensor | None) -> Tensor:
+def _sent(fabric: "Fabric", mark: _Mark, tensor: Tensor | None) -> Tensor:
     """A tensor that rank 0 has; it travels as bytes, which every backend takes."""
     if tensor is None:
         tensor = torch.empty(mark.shape, dtype=mark.dtype)

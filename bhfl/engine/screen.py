@@ -2,8 +2,6 @@
 round's clients.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -28,7 +26,7 @@ class Screen:
         console: Where they are drawn.
     """
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: "Console") -> None:
         from rich.spinner import Spinner
 
         self.spinner = Spinner("dots", style="cyan")
@@ -83,7 +81,7 @@ class Screen:
 
     # ---- drawing ---------------------------------------------------------------------------------
 
-    def picture(self) -> RenderableType:
+    def picture(self) -> "RenderableType":
         """The lines as they are now."""
         from rich.console import Group
         from rich.table import Table
@@ -109,7 +107,7 @@ class Screen:
             text += f", {_clock(elapsed / done * (self.max_rounds - self.round))} left"
         return f"[dim]{text}[/]"
 
-    def _line(self) -> RenderableType:
+    def _line(self) -> "RenderableType":
         """The figures of the last round."""
         from rich.text import Text
 

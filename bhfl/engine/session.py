@@ -1,7 +1,5 @@
 """What a fit, a measurement, an analysis or an export works with."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -65,7 +63,7 @@ class Session:
         stages: What they are set up for, in Lightning's words.
     """
 
-    def __init__(self, trainer: FederatedTrainer, loan: Loan, stages: Sequence[str]) -> None:
+    def __init__(self, trainer: "FederatedTrainer", loan: Loan, stages: Sequence[str]) -> None:
         self.trainer = trainer
         self.settings = trainer.settings
         self.fabric = trainer.fabric
@@ -86,12 +84,12 @@ class Session:
     @contextmanager
     def opened(
         cls,
-        trainer: FederatedTrainer,
+        trainer: "FederatedTrainer",
         model: L.LightningModule,
         data: FederatedData,
         *stages: str,
         threads: int | None = None,
-    ) -> Iterator[Session]:
+    ) -> "Iterator[Session]":
         """A session, with the processes of the run at work.
 
         Args:

@@ -8,8 +8,6 @@ multiple of its own power of two and small enough that all sums of such parts ar
 terms are cut, so 1, 2 or 4 processes give the same bits by construction.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -57,7 +55,7 @@ class Grid(NamedTuple):
     """The largest |weight * value|."""
 
     @classmethod
-    def of(cls, like: Mapping[str, Tensor], cohort: Sequence[Client]) -> Grid:
+    def of(cls, like: Mapping[str, Tensor], cohort: Sequence[Client]) -> "Grid":
         """The grid of a round; `NO_GRID` where it has none, as with a model of zeros.
 
         Args:
@@ -168,7 +166,7 @@ class ExactSum:
             self.parts = torch.zeros(3, len(self.lane), dtype=torch.float64)
         return self.parts
 
-    def merge(self, other: ExactSum, kept: Tensor) -> None:
+    def merge(self, other: "ExactSum", kept: Tensor) -> None:
         """Add another sum of the same grid where `kept` is 1 and not 0, as it keeps sums exact;
         [numel] or one for all.
         """
@@ -177,7 +175,7 @@ class ExactSum:
         if other.parts is not None:
             self._parts().add_(other.parts * kept)
 
-    def reduce(self, fabric: Fabric) -> None:
+    def reduce(self, fabric: "Fabric") -> None:
         """Sum over the processes; every one of them holds the total afterwards."""
         # to reduce is a collective: all processes have parts if one has
         if all_reduce_sum(fabric, torch.tensor(int(self.parts is not None))):
@@ -207,7 +205,7 @@ def largest(values: Tensor) -> float:
     return max(high, -low)
 
 
-def all_reduce_sum(fabric: Fabric, tensor: Tensor) -> Tensor:
+def all_reduce_sum(fabric: "Fabric", tensor: Tensor) -> Tensor:
     """Sum of a CPU tensor over all processes, back on the CPU."""
     # all processes hold the same shape: either none of them leaves the collective out, or all do
     if fabric.world_size == 1 or not tensor.numel():

@@ -1,7 +1,5 @@
 """The global model of a checkpoint at each bit-width of its fleet, as files for others."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -54,8 +52,8 @@ class Export:
 
 
 def export_run(
-    trainer: FederatedTrainer,
-    model: L.LightningModule,
+    trainer: "FederatedTrainer",
+    model: "L.LightningModule",
     datamodule: FederatedData,
     ckpt_path: str | Path,
     out: str | Path | None = None,
@@ -256,7 +254,7 @@ def _onnx(
 
 
 def _loading(
-    model: L.LightningModule, data: FederatedData, given: Mapping[str, Any], file: str
+    model: "L.LightningModule", data: FederatedData, given: Mapping[str, Any], file: str
 ) -> str:
     """Code that makes the model again and loads a file into it.
 

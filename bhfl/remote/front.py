@@ -6,8 +6,6 @@ uvicorn and httpx, which Flower brings and builds on itself: neither holds a bod
 the slower side.
 """
 
-from __future__ import annotations
-
 import base64
 import binascii
 import json
@@ -115,7 +113,7 @@ class Front(Running):
             daemon=True,
         )
 
-    def _uvicorn(self) -> uvicorn.Server:
+    def _uvicorn(self) -> "uvicorn.Server":
         import uvicorn
 
         return uvicorn.Server(
@@ -244,7 +242,7 @@ class Front(Running):
             self.bytes_up[client] += body.length
             self.bytes_down[client] += down
 
-    def _inner(self) -> httpx.AsyncClient:
+    def _inner(self) -> "httpx.AsyncClient":
         """The connections to the SuperLink, made in the thread that uses them."""
         import httpx
 
@@ -294,7 +292,7 @@ def _skew(headers: dict[bytes, bytes]) -> float:
         return 0.0
 
 
-def _head(answer: httpx.Response) -> dict[str, Any]:
+def _head(answer: "httpx.Response") -> dict[str, Any]:
     headers = [(name.lower(), value) for name, value in answer.headers.raw]
     return {
         "type": "http.response.start",

@@ -1,7 +1,5 @@
 """Selective weight aggregation: high-bit clients whole, low-bit clients through their masks."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -105,7 +103,7 @@ class SelectiveMean:
         for id in sorted(self.pool)[self.pool_size :]:
             del self.pool[id]
 
-    def reduce(self, fabric: Fabric) -> Selected:
+    def reduce(self, fabric: "Fabric") -> Selected:
         """Two collectives of model size: the high-bit mean, then the sums of what passed the
         masks.
         """
@@ -135,7 +133,7 @@ class SelectiveMean:
     def _new_sum(self) -> SelectiveSum:
         return SelectiveSum(self.reader.start, self.reader.two_models, self.high.sum.grid)
 
-    def _pooled(self, fabric: Fabric) -> list[Params]:
+    def _pooled(self, fabric: "Fabric") -> list[Params]:
         """The weights of the first high-bit clients of all processes, in the order of their ids."""
         flattener = self.high.flattener
         models = []
@@ -159,7 +157,7 @@ class SelectiveMean:
     # ---- masks -----------------------------------------------------------------------------------
 
     def _fold(
-        self, fabric: Fabric, sums: SelectiveSum, move: Params | None
+        self, fabric: "Fabric", sums: SelectiveSum, move: Params | None
     ) -> tuple[list[tuple[int, Numbers]], Squares]:
         """Add the waiting clients, each through a mask of its own or of its bit group.
 
@@ -269,7 +267,7 @@ def _of_all(low: Params, move: Params, tau: float, tags: Numbers) -> Params:
     return {name: mask.bool() for name, mask in flattener.unflatten(joint.mask).items()}
 
 
-def _sorted(fabric: Fabric, entries: list[Any], length: int) -> list[Any]:
+def _sorted(fabric: "Fabric", entries: list[Any], length: int) -> list[Any]:
     """The entries of all processes, in the order of their first `length` parts."""
     return sorted(gather(fabric, entries), key=lambda entry: entry[:length])
 

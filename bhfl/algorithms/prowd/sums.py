@@ -1,7 +1,5 @@
 """Exact sums of models by entry, for means in which every entry has weights of its own."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 import torch
@@ -39,7 +37,7 @@ class EntrySum:
         self.values.merge(values, kept)
         self.weights += weights * kept
 
-    def reduce(self, fabric: Fabric) -> None:
+    def reduce(self, fabric: "Fabric") -> None:
         """Sum over the processes."""
         self.values.reduce(fabric)
         self.weights = all_reduce_sum(fabric, self.weights)
@@ -71,7 +69,7 @@ class SelectiveSum:
             flat = self.flattener.flatten(low.plain)
             self.plain.add(flat, self.factors({}, {} if low.sent else counts).mul_(weight))
 
-    def merge(self, other: SelectiveSum, masks: Params) -> None:
+    def merge(self, other: "SelectiveSum", masks: Params) -> None:
         """Add another's sums, the first through masks."""
         masked = other.masked
         self.masked.merge(masked.values, masked.weights, self.factors(masks, {}))
@@ -101,7 +99,7 @@ class SelectiveSum:
             piece.mul_(counts.get(name, 1.0))
         return factors
 
-    def reduce(self, fabric: Fabric) -> None:
+    def reduce(self, fabric: "Fabric") -> None:
         """Sum over the processes."""
         self.masked.reduce(fabric)
         self.total = all_reduce_sum(fabric, self.total)

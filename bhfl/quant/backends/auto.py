@@ -7,8 +7,6 @@ gains, by kind of layer: see :mod:`bhfl.quant.backends.machine`; :func:`bhfl.qua
 anew. :func:`bhfl.quant.backend_choices` and ``print(model)`` show what was chosen.
 """
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 import torch
@@ -52,11 +50,11 @@ class Auto(Backend):
         device = "cuda" if torch.cuda.is_available() else "cpu"
         _threshold(device, self.fast.name, "linear")
 
-    def unfit(self, spec: BitSpec) -> str:
+    def unfit(self, spec: "BitSpec") -> str:
         """See :class:`Backend`."""
         return self.fast.unfit(spec)
 
-    def chosen_for(self, layer: QuantLayer) -> Backend:
+    def chosen_for(self, layer: "QuantLayer") -> Backend:
         """See :class:`Backend`."""
         least = _threshold(device_of(layer).type, self.fast.name, kind(layer))
         # a refusal needs no warning here: nobody has asked for that backend by name
@@ -64,7 +62,7 @@ class Auto(Backend):
             return FAKE
         return self.fast
 
-    def compute(self, layer: QuantLayer, x: Tensor) -> Tensor:
+    def compute(self, layer: "QuantLayer", x: Tensor) -> Tensor:
         """See :class:`Backend`."""
         return self.chosen_for(layer).forward(layer, x)
 

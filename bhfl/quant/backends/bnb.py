@@ -10,8 +10,6 @@ off inside, and codes never outlive the forward pass, so that none are stale aft
 ``load_state_dict``.
 """
 
-from __future__ import annotations
-
 import importlib
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -36,7 +34,7 @@ class BitsAndBytes(EagerBackend):
         """See :class:`Backend`."""
         _package()
 
-    def unfit(self, spec: BitSpec) -> str:
+    def unfit(self, spec: "BitSpec") -> str:
         """See :class:`Backend`."""
         found = (spec.weights, spec.activations, spec.range_rule, spec.granularity)
         if found == (8, 8, "absmax", "channel"):
@@ -52,13 +50,13 @@ class BitsAndBytes(EagerBackend):
             "float32"
         )
 
-    def refusal(self, layer: QuantLayer) -> str:
+    def refusal(self, layer: "QuantLayer") -> str:
         """See :class:`Backend`."""
         return (
             self.unfit(layer.spec) if isinstance(layer, nn.Linear) else "it has linear layers only"
         )
 
-    def compute(self, layer: QuantLayer, x: Tensor) -> Tensor:
+    def compute(self, layer: "QuantLayer", x: Tensor) -> Tensor:
         """See :class:`Backend`."""
         if x.numel() == 0:
             return FAKE.compute(layer, x)

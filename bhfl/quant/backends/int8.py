@@ -6,8 +6,6 @@ floats. What is kept for backward are the int8 codes of the input, a quarter of 
 the processor has it.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -68,7 +66,7 @@ class Int8(EagerBackend):
         self.dtype = dtype
         self.function: type[IntegerForward] = StraightThrough
 
-    def unfit(self, spec: BitSpec) -> str:
+    def unfit(self, spec: "BitSpec") -> str:
         """See :class:`Backend`."""
         if max(spec.weights, spec.activations) <= WIDEST:
             return ""
@@ -77,7 +75,7 @@ class Int8(EagerBackend):
             f"got {spec.weights}, {spec.activations}"
         )
 
-    def refusal(self, layer: QuantLayer) -> str:
+    def refusal(self, layer: "QuantLayer") -> str:
         """See :class:`Backend`."""
         if problem := self.unfit(layer.spec):
             return problem
@@ -86,7 +84,7 @@ class Int8(EagerBackend):
             return "it has no integer product"
         return product.fault(kernel_shape(layer), device_of(layer))
 
-    def compute(self, layer: QuantLayer, x: Tensor) -> Tensor:
+    def compute(self, layer: "QuantLayer", x: Tensor) -> Tensor:
         """See :class:`Backend`."""
         product = product_of(layer)
         if product is None or not takes(layer, x):
