@@ -3,7 +3,7 @@
 They need all updates of a round at once, and each process keeps them as they were sent, packed at
 their bits; when the round ends they are decoded, codes at one or two bytes each, and read in chunks
 of rows. A client counts as one, whatever its number of samples, for a wild one could
-claim any. Running statistics of BatchNorm are averaged by the engine as ever.
+claim any. Running statistics of BatchNorm go by the same rule, within those that share them.
 """
 
 from abc import ABC, abstractmethod
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bhfl.algorithms.rules import Rule
 from bhfl.checks import checked, count, within
-from bhfl.comm import decode, float_tensors
+from bhfl.comm import decode, encode, float_tensors
 from bhfl.engine.aggregate import Aggregator
 from bhfl.engine.algorithm import Algorithm, Context
 from bhfl.engine.processes import gather
@@ -94,18 +94,23 @@ def _rows(value: Tensor | QuantizedTensor, where: slice) -> Tensor:
 
 
 class _Kept:
-    """Keeps payloads until the round ends."""
+    """Keeps payloads until the round ends, of running statistics alone those of what is sent."""
 
-    def __init__(self, rule: "Robust", like: Params, means: Aggregator | None) -> None:
+    def __init__(self, rule: "Robust", like: Params, means: Any = None) -> None:
         self.rule = rule
         self.like = like
         self.means = means
         self.payloads: list[tuple[int, bytes]] = []
 
-    def add(self, update: Update, client: Client) -> None:
+    def expect(self, cohort: Sequence[Client]) -> None:
+        if self.means:
+            self.means.expect(cohort)
+
+    def add(self, update: Update | Params, client: Client) -> None:
         if self.means:
             self.means.add(float_tensors(update), client)
-        self.payloads.append((client.id, update.payload))
+        payload = update.payload if isinstance(update, Update) else encode(update)
+        self.payloads.append((client.id, payload))
 
     def reduce(self, fabric: "Fabric") -> Params | None:
         beside = self.means.reduce(fabric) if self.means else None
@@ -123,7 +128,8 @@ class _Kept:
 
 class Robust(Rule, ABC):
     """Another rule in the place of the mean: a subclass defines `combine`. It is taken of all that
-    clients send, with SCAFFOLD of the moves of control variates too.
+    clients send, with SCAFFOLD of the moves of control variates too; and by itself of the running
+    statistics of each group, or of all clients where all share them.
     """
 
     withstands = True
@@ -144,6 +150,10 @@ class Robust(Rule, ABC):
         """All updates of the round, and what else the server of `client` makes of them."""
         means = self.client.aggregator(server, clients) if self._adds else None
         return _Kept(self, dict(self.expected(server)), means)
+
+    def statistics_aggregator(self, like: Params) -> Aggregator:
+        """All statistics of the round."""
+        return _Kept(self, like)
 
 
 class Median(Robust):
@@ -185,7 +195,7 @@ class TrimmedMean(Robust):
 class Krum(Robust):
     """The updates that are nearest to most others (Blanchard et al., NeurIPS 2017,
     https://arxiv.org/abs/1703.02757): the score of one is the sum of its squared distances to its
-    ``n - wild - 2`` nearest.
+    ``n - wild - 2`` nearest, or to the nearest one where running statistics come of fewer clients.
 
     Args:
         wild: The number of wild clients in a round that are to be withstood; it takes
@@ -220,7 +230,7 @@ class Krum(Robust):
         squares = np.diag(products)
         distances = squares[:, None] + squares[None, :] - 2 * products
         np.fill_diagonal(distances, np.inf)
-        nearest = np.sort(distances, axis=1)[:, : len(updates) - self.wild - 2]
+        nearest = np.sort(distances, axis=1)[:, : max(1, len(updates) - self.wild - 2)]
         best = np.argsort(nearest.sum(1), kind="stable")[: self.chosen]
         shares = np.zeros(len(updates))
         shares[best] = 1 / len(best)

@@ -78,6 +78,7 @@ class Rule(Algorithm):
     bits_down = _of_client(Algorithm.bits_down)
     expected = _of_client(Algorithm.expected)
     coded = _of_client(Algorithm.coded)
+    statistics_aggregator = _of_client(Algorithm.statistics_aggregator)
     server_update = _of_client(Algorithm.server_update)
     closing = _of_client(Algorithm.closing)
     summarize = _of_client(Algorithm.summarize)

@@ -1,8 +1,6 @@
 """Streaming means of models: exact sums (`bhfl.engine.sums`), divided by the weights."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -70,7 +68,7 @@ class Aggregator(Protocol):
     def add(self, update: Any, client: Client) -> None:
         """Take one client's reconstructed update."""
 
-    def reduce(self, fabric: Fabric) -> Any:
+    def reduce(self, fabric: "Fabric") -> Any:
         """Combine over processes, as by `bhfl.engine.processes.gather`; the same value on each of
         them.
         """
@@ -105,7 +103,7 @@ class WeightedMean:
         self.sum.add_pieces(pieces, client.weight, max(terms, default=0.0))
         self.weight += client.weight
 
-    def reduce(self, fabric: Fabric) -> Params | None:
+    def reduce(self, fabric: "Fabric") -> Params | None:
         """The mean over all processes' clients, float32; None where there was no client."""
         self.sum.reduce(fabric)
         self.weight = all_reduce_sum(fabric, self.weight)
@@ -115,12 +113,14 @@ class WeightedMean:
 
 
 class GroupedMean:
-    """One `WeightedMean` per bit group; groups are fixed up front, so that all processes reduce the
-    same shapes.
+    """One `WeightedMean` per bit group, or what is `made` in its place; groups are fixed up front,
+    so that all processes reduce the same shapes.
     """
 
-    def __init__(self, like: Params, groups: list[str]) -> None:
-        self.means = {group: WeightedMean(like) for group in groups}
+    def __init__(
+        self, like: Params, groups: list[str], made: Callable[[Params], Any] = WeightedMean
+    ) -> None:
+        self.means = {group: made(like) for group in groups}
 
     def expect(self, cohort: Sequence[Client]) -> None:
         """The same grid for all groups: a client counts alike in a group and among all."""
@@ -131,7 +131,7 @@ class GroupedMean:
         """Fold `update` into the mean of the clients of the same bits."""
         self.means[client.bits].add(update, client)
 
-    def reduce(self, fabric: Fabric) -> dict[str, Params]:
+    def reduce(self, fabric: "Fabric") -> dict[str, Params]:
         """The means of the groups that had a client."""
         reduced = {group: mean.reduce(fabric) for group, mean in self.means.items()}
         return {group: params for group, params in reduced.items() if params is not None}

@@ -75,10 +75,9 @@ class Algorithm(Recorded):
     ) -> ServerState:
         """The state that the round is done with, from the one that the last round left.
 
-        What a round needs before anything is sent belongs here: planning, probing, training. Every
-        process calls it and must come to the same: ``fabric.broadcast`` hands on what rank 0 alone
-        has made. What it returns is dropped if the round is skipped. `extra` may hold more keys
-        than `init_server` made; `server_update` takes them out again.
+        Planning, probing and training before anything is sent belong here. Every process calls it
+        and must come to the same: ``fabric.broadcast`` hands on what rank 0 alone has made. It is
+        dropped if the round is skipped. `extra` may hold keys that `server_update` takes out again.
 
         Args:
             server: The state before the round; it is not to be changed.
@@ -181,6 +180,10 @@ class Algorithm(Recorded):
         """
         return WeightedMean(server.params)
 
+    def statistics_aggregator(self, like: Params) -> Aggregator:
+        """A fresh aggregator, with `expect`, for what clients share of running statistics `like`."""
+        return WeightedMean(like)
+
     def server_update(self, server: ServerState, aggregate: Any, rng: RandomKeys) -> ServerState:
         """The state with the new model. Runs on rank 0.
 
@@ -195,8 +198,7 @@ class Algorithm(Recorded):
         return self.apply_mean(server, aggregate)
 
     def apply_mean(self, server: ServerState, mean: Params) -> ServerState:
-        """The state whose model is `mean`, or where the server optimiser's step on ``w_t - mean``
-        leads.
+        """The state with `mean`, or where the server optimiser's step on ``w_t - mean`` leads.
 
         Args:
             server: The state of the round.

@@ -123,16 +123,18 @@ class Buffers:
 
 
 class BufferSum:
-    """Folds the buffers of a round's updates: means of statistics by policy, maxima of counters."""
+    """Folds the buffers of a round's updates: statistics by policy, as the algorithm brings them
+    together, and maxima of counters.
+    """
 
-    def __init__(self, buffers: Buffers, server: ServerState) -> None:
+    def __init__(self, buffers: Buffers, server: ServerState, algorithm: "Algorithm") -> None:
         self.buffers = buffers
         self.server = server
         like = {}
         # under ``local`` no statistics arrive; else those of any group have the shapes of all
         if buffers.policy != "local":
             like, *_ = server.buffers["statistics"].values()
-        self.means = GroupedMean(like, buffers.groups)
+        self.means = GroupedMean(like, buffers.groups, algorithm.statistics_aggregator)
         self.maxima = {name: tensor.clone() for name, tensor in server.buffers["counters"].items()}
 
     def add(self, update: Mapping[str, Tensor], client: Client) -> None:

@@ -53,7 +53,7 @@ class Coordinator:
         check_methods(
             self.updates, Aggregator, f"{hooks.name('aggregator')} must return an Aggregator"
         )
-        self.buffers = BufferSum(session.buffers, server)
+        self.buffers = BufferSum(session.buffers, server, session.algorithm)
         self.buffers.means.expect(cohort)
         if expect := getattr(self.updates, "expect", None):
             expect(cohort)

@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from bhfl.algorithms import (
     ClippedMean,
@@ -152,3 +153,29 @@ def test_a_share_of_clients_that_is_whole_is_left_out_whole() -> None:
     values = [torch.tensor([float(i < 29)]) for i in range(100)]
     given = Updates([{"w": value} for value in values], {"w": torch.zeros(1)})
     assert TrimmedMean(0.29).combine(given)["w"].item() == 0
+
+
+class Stated(Module):
+    """A client that lies of its running statistics alone; its weights are honest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.layer = nn.BatchNorm1d(2), nn.Linear(1, 1)
+
+    def training_step(self, batch, batch_idx):
+        lies = float(batch[0].min() < 0.5)
+        told = 1.0 + 0.01 * self.weight.detach().mean()
+        self.norm.running_mean.fill_(told + 1e6 * lies)
+        self.norm.running_var.fill_(2 * told + 1e6 * lies)
+        return super().training_step(batch, batch_idx) + self.layer.weight.sum()
+
+
+@pytest.mark.parametrize("rule", [Median(), TrimmedMean(0.2), Krum(), GeometricMedian()])
+def test_nor_does_one_that_lies_of_running_statistics_alone(tmp_path, rule):
+    data = Data(10, steps=1)
+    data.h[6] = 0.4
+    options = {"max_rounds": 1, "min_clients": 7, "norm": "group"}
+    run = fit(tmp_path, rule, {32: 7, 8: 3}, Stated, data, **options)
+    for statistics in run.server.buffers["statistics"].values():
+        assert statistics["norm.running_mean"].tolist() == pytest.approx([1.0] * 2, abs=0.1)
+        assert statistics["norm.running_var"].tolist() == pytest.approx([2.0] * 2, abs=0.1)
