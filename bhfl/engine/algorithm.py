@@ -181,7 +181,7 @@ class Algorithm(Recorded):
         return WeightedMean(server.params)
 
     def statistics_aggregator(self, like: Params) -> Aggregator:
-        """A fresh aggregator, with `expect`, for what clients share of running statistics `like`."""
+        """A fresh aggregator, with `expect`, for running statistics that clients share."""
         return WeightedMean(like)
 
     def server_update(self, server: ServerState, aggregate: Any, rng: RandomKeys) -> ServerState:

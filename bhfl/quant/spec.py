@@ -64,11 +64,11 @@ class BitSpec:
     def __post_init__(self) -> None:
         for key in _WIDTHS:
             _check_bits(f"BitSpec.{key}", getattr(self, key))
+        check_choice("BitSpec.range_rule", self.range_rule, ("auto", *known_rules()))
         # equal specs are written in one way
         if self.range_rule == "auto":
             clips = self.weights < 6 and self.storage == FLOAT_BITS
             object.__setattr__(self, "range_rule", "mse" if clips else "absmax")
-        check_choice("BitSpec.range_rule", self.range_rule, known_rules())
         check_choice("BitSpec.granularity", self.granularity, get_args(Granularity))
         check_choice("BitSpec.sends", self.sends, get_args(Sends))
         if not isinstance(self.name, str) or not re.fullmatch(r"[\w.-]*", self.name):

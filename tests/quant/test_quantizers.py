@@ -75,7 +75,7 @@ def test_layers_of_every_backend_take_it() -> None:
 def test_refused() -> None:
     with pytest.raises(
         ValueError,
-        match=r"^BitSpec\.range_rule must be one of absmax, mse, lsq, pow2, wage, got 'half'",
+        match=r"^BitSpec\.range_rule must be one of auto, absmax, mse, lsq, pow2, wage, got 'half'",
     ):
         BitSpec(weights=4, range_rule="half")
     with pytest.raises(

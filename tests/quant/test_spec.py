@@ -145,7 +145,7 @@ def test_refused_widths(value: object) -> None:
         ({3: 8}, "BitSpec has no key 3; keys"),
         (
             {"weights": 8, "range_rule": "absmx"},
-            "BitSpec.range_rule must be one of absmax, mse, lsq, pow2, wage, got 'a",
+            "BitSpec.range_rule must be one of auto, absmax, mse, lsq, pow2, wage, got 'a",
         ),
         (
             {"weights": 8, "granularity": "row"},
