@@ -46,7 +46,7 @@ SHAPES = "osDv^"
 
 
 class Point(NamedTuple):
-    """A row of sweeps/frontier.yaml: means over its seeds, and the deviation of the accuracy."""
+    """A row of sweeps/frontier.yaml: means over seeds, and the deviation of the accuracy."""
 
     name: str
     accuracy: float
@@ -55,13 +55,25 @@ class Point(NamedTuple):
     seconds: float
 
 
+def frontier_runs(setting: str) -> dict[str, list[dict[str, Any]]]:
+    """The summaries of each row's runs. Only seeds that every row has count: a seed makes a
+    difference of two points, so that rows of unlike seeds could not be compared.
+    """
+    rows = sorted(RESULTS.glob(f"frontier/{setting}/*/"))
+    seeds = set.intersection(*({path.name for path in row.glob("seed*")} for row in rows))
+    runs = {}
+    for row in rows:
+        paths = [row / seed / "summary.json" for seed in sorted(seeds)]
+        runs[row.name] = [json.loads(path.read_text()) for path in paths]
+    return runs
+
+
 def points(setting: str) -> list[Point]:
     """The rows of a setting that send anything, the best first: per cent of the mean of both groups
     of clients, megabytes up and down, simulated seconds.
     """
     found = []
-    for row in sorted(RESULTS.glob(f"frontier/{setting}/*/")):
-        runs = [json.loads(path.read_text()) for path in sorted(row.glob("seed*/summary.json"))]
+    for name, runs in frontier_runs(setting).items():
         accuracies = [100 * run["metrics"]["test/acc_avg"] for run in runs]
         sent = []
         for run in runs:
@@ -69,14 +81,14 @@ def points(setting: str) -> list[Point]:
             sent.append(sum(both) / 1e6)
         deviation = stdev(accuracies) if len(accuracies) > 1 else 0.0
         seconds = fmean(run["simulated_seconds"] for run in runs)
-        found.append(Point(row.name, fmean(accuracies), deviation, fmean(sent), seconds))
+        found.append(Point(name, fmean(accuracies), deviation, fmean(sent), seconds))
     return sorted((row for row in found if row.megabytes), key=lambda row: -row.accuracy)
 
 
 def alone(setting: str) -> float:
     """The accuracy of clients that send nothing, in per cent."""
-    runs = RESULTS.glob(f"frontier/{setting}/Local/seed*/summary.json")
-    return 100 * fmean(json.loads(path.read_text())["metrics"]["test/acc_avg"] for path in runs)
+    runs = frontier_runs(setting)["Local"]
+    return 100 * fmean(run["metrics"]["test/acc_avg"] for run in runs)
 
 
 def rounds(folder: Path) -> list[dict[str, Any]]:
