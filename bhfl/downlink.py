@@ -1,5 +1,6 @@
 """What clients are sent of the model's weights, as an option says it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -28,16 +29,18 @@ class Downlink:
     keep: int = 5
 
     @classmethod
-    def of(cls, value: "DownBits | Downlink") -> "Downlink":
+    def of(cls, value: "DownBits | Downlink | Mapping[str, Any]") -> "Downlink":
         """The rule that an option says.
 
         Args:
-            value: The rule, or bits alone, which mean weights of so many bits.
+            value: The rule, its options by name, or bits alone, which mean weights of so many bits.
 
         Returns:
             The rule.
         """
-        return value if isinstance(value, Downlink) else cls(value)
+        if isinstance(value, Mapping) and value.keys() <= cls.__annotations__.keys():
+            return cls(**value)
+        return value if isinstance(value, Downlink) else cls(value)  # type: ignore[arg-type]
 
     def short(self) -> "DownBits | Downlink":
         """The option in as few words as say it."""

@@ -69,8 +69,7 @@ class FedDyn(OfTrained):
             dual = server.extra["dual"][name] - (self.alpha * move).float()
             model[name] = aggregate[name] - dual / self.alpha
             duals[name] = dual
-        following = self.apply_mean(server, model)
-        return following.with_extra(dual=duals)
+        return self.apply_mean(server, model).with_extra(dual=duals)
 
     def client_gradients_(self, run: LocalRun) -> None:
         """``grad += alpha * (w - w_t) - h_i``."""

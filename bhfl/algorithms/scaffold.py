@@ -97,8 +97,7 @@ class SCAFFOLD(OfTrained):
             model[name] = step if self.server_lr != 1 and name in self._trained else mean
             move = aggregate[SHARE] * aggregate[CONTROL + name].double()
             control[name] = server.extra["control"][name] + move.float()
-        following = self.apply_mean(server, model)
-        return following.with_extra(control=control)
+        return self.apply_mean(server, model).with_extra(control=control)
 
     # ---- client ----------------------------------------------------------------------------------
 

@@ -82,10 +82,11 @@ def _print_backends() -> None:
 def _auto(device: str, fast: str) -> str:
     """What a backend ``auto...`` takes, in words."""
     table = table_of(device)
-    sizes = []
-    for kind, words in (("linear", "linear layers"), ("conv", "convolutions")):
-        if (fast, kind) in table:
-            sizes.append(f"{words} from {table[fast, kind]} channels")
+    sizes = [
+        f"{words} from {table[fast, kind]} channels"
+        for kind, words in (("linear", "linear layers"), ("conv", "convolutions"))
+        if (fast, kind) in table
+    ]
     return f"{fast} for {' and '.join(sizes)}, else fake" if sizes else "fake for all layers"
 
 

@@ -119,9 +119,7 @@ def unambiguous(name: str, base: type) -> str:
     if not alike and name in _offered(base):
         return public_path(_offered(base)[name])
     ours = [cls for cls in alike if _is_at_home(cls, base)]
-    if len(alike) > 1 and len(ours) == 1:
-        return public_path(ours[0])
-    return name
+    return public_path(ours[0]) if len(alike) > 1 and len(ours) == 1 else name
 
 
 def _is_at_home(cls: type, base: type) -> bool:

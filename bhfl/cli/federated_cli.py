@@ -313,9 +313,7 @@ def _own_default(default: Any, value: Any) -> Any:
     if not isinstance(default, Partitioner) or "class_path" not in value:
         return value
     own = described(default)
-    if own["class_path"] == value.class_path:
-        return value
-    return dict_to_namespace(own)
+    return value if own["class_path"] == value.class_path else dict_to_namespace(own)
 
 
 class SaveConfig(Callback):

@@ -16,7 +16,6 @@ from bhfl.cli.installed import SMALL, is_whole
 from bhfl.cli.naming import OwnText, check_packages, made, only_of
 from bhfl.cli.reading import Text, read_text
 from bhfl.cli.request import Request
-from bhfl.downlink import Downlink
 from bhfl.engine.algorithm import Algorithm
 from bhfl.engine.client.alone import Alone
 from bhfl.engine.fleet import Fleet
@@ -216,9 +215,6 @@ def _plain_model(server: Any, own: list[Any], sizes: Mapping[str, Any]) -> dict[
 
 def _made(config: Mapping[str, Any]) -> Alone:
     trainer = config["trainer"]
-    downlink = trainer.get("downlink", "float32")
-    if isinstance(downlink, Mapping):
-        downlink = Downlink(**downlink)
     algorithm = _part(config, "algorithm", Algorithm)
     data = _part(config, "data", FederatedData)
     # as lightning.seed_everything does, from which the server's first weights come
@@ -235,6 +231,7 @@ def _made(config: Mapping[str, Any]) -> Alone:
     counts = fleet.counts(trainer.get("num_clients"))
     sizes = data.federate(sum(counts), seed)
     weights = trainer.get("weights", "samples")
+    downlink = trainer.get("downlink", "float32")
     roster = Roster(fleet.groups, counts, sizes, weights, downlink)
     return Alone(module, data, algorithm, roster, trainer.get("norm", "group"))
 

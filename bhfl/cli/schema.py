@@ -45,6 +45,8 @@ class Merge:
             mapping is a value, which replaces the earlier one.
         named: The places where the layer names a class, and the name by which it is the only one.
         other: Those of them where another class stood, whose options are not taken over.
+        shorts: The places of mappings that a plain value may stand for, to the option that it is
+            short for: the first one.
     """
 
     layer: Layer
@@ -52,6 +54,7 @@ class Merge:
     sections: set[Keys] = field(default_factory=set)
     named: dict[Keys, str] = field(default_factory=dict)
     other: set[Keys] = field(default_factory=set)
+    shorts: dict[Keys, str] = field(default_factory=dict)
 
     def __call__(self, old: Any, new: Any, place: Keys = ()) -> Any:
         """`new` over `old`, which stand at `place`."""
@@ -75,8 +78,8 @@ class Merge:
 
     def _mapping(self, old: Any, new: dict[Any, Any], place: Keys) -> dict[Any, Any]:
         """Options over the earlier ones of the same section or object."""
-        if isinstance(old, str):
-            old = {"class_path": old}
+        if isinstance(old, str | int if place in self.shorts else str):
+            old = {self.shorts.get(place, "class_path"): old}
         if not isinstance(old, dict) or place in self.other:
             old = {}
         # one of them may leave out the word init_args
@@ -276,6 +279,8 @@ class Checker:
         if cls is None:
             return problems
         fields, is_open = parameters(cls)
+        if fields and is_dataclass(cls):
+            self._merge.shorts[_place(keys)] = next(iter(fields))
         if is_open:  # jsonargparse reads the source of such constructors
             return problems
         reserved = {key: why for key, why in hint.reserved.items() if key in fields}

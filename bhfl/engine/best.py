@@ -44,9 +44,7 @@ def _better(value: float, best: float | None, mode: str, min_delta: float = 0.0)
         return False
     if best is None:
         return True
-    if mode == "max":
-        return value > best + min_delta
-    return value < best - min_delta
+    return value > best + min_delta if mode == "max" else value < best - min_delta
 
 
 def watched(monitor: str, groups: Iterable[str], by_group: bool) -> dict[str, Best]:

@@ -281,10 +281,11 @@ def _with_frozen_weights(module: nn.Module, frozen: Collection[str]) -> list[str
     found = []
     for name, layer in quant_layers(module) if held else ():
         key = layer.weight_key
-        parts = []
-        for part, parameter in layer.named_parameters():
-            if part == key or part.startswith(f"parametrizations.{key}."):
-                parts.append(id(parameter))
+        parts = [
+            id(parameter)
+            for part, parameter in layer.named_parameters()
+            if part == key or part.startswith(f"parametrizations.{key}.")
+        ]
         if parts and held.issuperset(parts):
             found.append(name)
     return found

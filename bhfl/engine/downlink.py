@@ -48,9 +48,7 @@ def bits_down(rule: DownBits, spec: BitSpec) -> int:
         return FLOAT_BITS
     if rule != "client":
         return rule
-    if spec.storage < FLOAT_BITS:
-        return spec.storage
-    return max(_FEWEST, spec.weights)
+    return spec.storage if spec.storage < FLOAT_BITS else max(_FEWEST, spec.weights)
 
 
 def on_its_way(name: str, weight: Tensor, devices: Devices) -> Tensor | QuantizedTensor:
@@ -75,10 +73,10 @@ def lowered(
         devices: The client's.
         model: It has the names of the model's tensors.
     """
-    found = dict(tensors)
-    for name in tensors.keys() & model.keys():
-        found[name] = on_its_way(name, tensors[name], devices)
-    return found
+    return {
+        name: on_its_way(name, tensor, devices) if name in model else tensor
+        for name, tensor in tensors.items()
+    }
 
 
 def _bits(name: str, tensor: Any, devices: Devices) -> int:
@@ -151,13 +149,13 @@ def kept_of(
         devices: The client's; None where all is sent as it is.
         model: It has the names of the model's tensors.
     """
-    found: Params = {}
     if devices is None or devices.downlink.send == "weights":
-        return found
-    for name, tensor in tensors.items():
-        if name in model and _bits(name, tensor, devices) < FLOAT_BITS:
-            found[name] = tensor
-    return found
+        return {}
+    return {
+        name: tensor
+        for name, tensor in tensors.items()
+        if name in model and _bits(name, tensor, devices) < FLOAT_BITS
+    }
 
 
 def moves_to(weights: Params, before: Params) -> Params:

@@ -29,11 +29,11 @@ _TRAINED = 3
 
 def layers_of(module: nn.Module) -> dict[str, nn.Module]:
     """The modules that hold parameters themselves, by name; of a shared one its first name."""
-    found = {}
-    for name, layer in module.named_modules():
-        if name and any(True for _ in layer.parameters(recurse=False)):
-            found[name] = layer
-    return found
+    return {
+        name: layer
+        for name, layer in module.named_modules()
+        if name and [*layer.parameters(recurse=False)]
+    }
 
 
 @dataclass(frozen=True)

@@ -294,8 +294,7 @@ class Session:
     def global_model(self) -> Params:
         """The server's model in float32, by name."""
         bits = finest(self.evaluator.groups(self.server).values())
-        buffers = self.buffers.of(self.server, bits)
-        return {**self.server.params, **buffers}
+        return {**self.server.params, **self.buffers.of(self.server, bits)}
 
     def load_global(self) -> None:
         """Put the global model into the module."""

@@ -45,8 +45,7 @@ def checked_settings(options: Mapping[str, Any]) -> Settings:
         ValueError: With every problem of them, one a line.
     """
     # one way to write what is the same: runs are compared by what they were told
-    if isinstance(rule := options["downlink"], Downlink):
-        options = {**options, "downlink": rule.short()}
+    options = {**options, "downlink": Downlink.of(options["downlink"]).short()}
     settings = Settings.of(options)
     problems = settings.problems()
     make = settings.aggregation.server_optimizer

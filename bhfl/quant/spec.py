@@ -216,9 +216,7 @@ class BitSpec:
                         f"BitSpec has no key {key!r}{_hint(key, known)}; keys: {', '.join(known)}"
                     )
             return cls(**value)
-        if isinstance(value, str):
-            return _from_name(value)
-        return _from_bits(value)
+        return _from_name(value) if isinstance(value, str) else _from_bits(value)
 
 
 def _check_bits(key: str, bits: object) -> None:

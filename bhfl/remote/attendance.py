@@ -144,10 +144,11 @@ class Attendance:
         self._clients = clients = self.keyed(self.grid.nodes())
         now = time.monotonic()
         seconds = self.terms.round_seconds
-        hellos = []
-        for node, client in clients.items():
-            if self.nodes.get(client) != node and now >= self._silent.get(node, 0.0):
-                hellos.append((node, join(pack(self._hello(client)))))
+        hellos = [
+            (node, join(pack(self._hello(client))))
+            for node, client in clients.items()
+            if self.nodes.get(client) != node and now >= self._silent.get(node, 0.0)
+        ]
         while hellos:
             some, hellos = hellos[:TOGETHER], hellos[TOGETHER:]
             for (node, _), id in zip(some, self.grid.push(some, seconds, 0), strict=True):

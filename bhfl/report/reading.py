@@ -316,17 +316,13 @@ def _row(line: str, tags: dict[str, str]) -> dict[str, Any]:
             them.
     """
     try:
-        found = json.loads(line) if len(line) <= MAX_LINE_BYTES else None
+        found: Any = json.loads(line) if len(line) <= MAX_LINE_BYTES else None
     except (ValueError, RecursionError):
         return {}
-    if not isinstance(found, dict):
-        return {}
-    round: Any = found.get("round")
+    round: Any = found.get("round") if isinstance(found, dict) else None
     if not is_integer(round) or not 0 <= round <= MAX_ROUND:
         return {}
-    row = {}
-    for tag, value in found.items():
-        row[tags.setdefault(tag, printable(tag))] = number(value)
+    row = {tags.setdefault(tag, printable(tag)): number(value) for tag, value in found.items()}
     # the one entry that is text
     if isinstance(problems := found.get(PROBLEMS), list):
         row[PROBLEMS] = _printable(problems)

@@ -60,9 +60,7 @@ class Row:
     def name(self) -> str:
         """The label, and the seed of a run that is not finished: a label may have several such."""
         seed = self.runs[0].seed
-        if self.finished or seed is None:
-            return self.label
-        return f"{self.label}, seed {seed}"
+        return self.label if self.finished or seed is None else f"{self.label}, seed {seed}"
 
     def value(self, group: str, metric: Metric | None = None) -> Spread:
         """The metric of a bit group, see `Metric.of`; another one than the row's where it is

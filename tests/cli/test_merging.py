@@ -170,6 +170,15 @@ def test_typed_options_that_come_too_early_are_told(bhfl: Command) -> None:
             ["--trainer.downlink.send=differences", "--trainer.downlink.keep=2"],
             {"bits": "client", "send": "differences", "keep": 2},
         ),
+        # the word before is short for the first of the group
+        (
+            ["--trainer.downlink=4", "--trainer.downlink.send=differences"],
+            {"bits": 4, "send": "differences", "keep": 5},
+        ),
+        (
+            ["--trainer.downlink=float32", "--trainer.downlink={send: differences}"],
+            {"bits": "float32", "send": "differences", "keep": 5},
+        ),
     ],
 )
 def test_an_option_may_be_a_word_or_a_group(bhfl: Command, words: list[str], meant: object) -> None:

@@ -234,6 +234,10 @@ def test_a_long_form_of_what_is_short_is_the_same_run(tmp_path: Path) -> None:
     long = FederatedTrainer({8: 1}, downlink=Downlink("client", "weights", keep=9))
     assert long.settings.fleet.downlink == "client"
     assert FederatedTrainer({8: 1}, downlink=RULE).settings.fleet.downlink is RULE
+    # as a configuration says it
+    spelled: list[Any] = [({"bits": 4}, 4), (vars(RULE), RULE)]
+    for options, rule in spelled:
+        assert FederatedTrainer({8: 1}, downlink=options).settings.fleet.downlink == rule
 
 
 @pytest.mark.parametrize(
@@ -242,9 +246,10 @@ def test_a_long_form_of_what_is_short_is_the_same_run(tmp_path: Path) -> None:
         (Downlink(1), r"downlink must be float32, client, 2\.\.16 or 32, got 1"),
         (Downlink(4, "difference"), "downlink send must be one of .* did you mean 'differences'"),
         (Downlink(4, "differences", 0), "downlink keep must be an integer from 1 .* got 0"),
+        ({"bits": 4, "kep": 3}, "downlink must be .* got {'bits': 4, 'kep': 3}"),
     ],
 )
-def test_rules_that_there_are_not(rule: Downlink, message: str) -> None:
+def test_rules_that_there_are_not(rule: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         FederatedTrainer({8: 2}, downlink=rule)
 

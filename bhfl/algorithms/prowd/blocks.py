@@ -86,9 +86,7 @@ class Block(nn.Module):
 def _body(bits: int, arch: Arch) -> nn.Module:
     if arch == "conv1d":
         return _Convolutions()
-    if arch == "mlp_chunk":
-        return _Chunks()
-    return _Table(levels(bits))
+    return _Chunks() if arch == "mlp_chunk" else _Table(levels(bits))
 
 
 def _row_statistics(z: Tensor) -> tuple[Tensor, Tensor]:

@@ -190,9 +190,7 @@ class ModuleTrainer(_Kept):
         place = self._place
         done = place.round * place.planned_epochs + place.epoch
         # Lightning validates inside its epochs, before they count
-        if self.validating:
-            return max(0, done - 1)
-        return done
+        return max(0, done - 1) if self.validating else done
 
     @property
     def global_step(self) -> int:

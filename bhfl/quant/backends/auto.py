@@ -58,9 +58,7 @@ class Auto(Backend):
         """See :class:`Backend`."""
         least = _threshold(device_of(layer).type, self.fast.name, kind(layer))
         # a refusal needs no warning here: nobody has asked for that backend by name
-        if num_channels(layer) < least or self.fast.refusal(layer):
-            return FAKE
-        return self.fast
+        return FAKE if num_channels(layer) < least or self.fast.refusal(layer) else self.fast
 
     def compute(self, layer: "QuantLayer", x: Tensor) -> Tensor:
         """See :class:`Backend`."""
