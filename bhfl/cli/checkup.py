@@ -131,10 +131,7 @@ def _round() -> str:
     model = Classifier("mlp", num_classes=4, input_shape=(1, 8, 8))
     with tempfile.TemporaryDirectory() as folder:
         trainer = FederatedTrainer(
-            clients={"ternary": 1, 8: 1, 32: 2},
-            max_rounds=1,
-            logger=False,
-            default_root_dir=folder,
+            clients={"ternary": 1, 8: 1, 32: 2}, max_rounds=1, logger=False, default_root_dir=folder
         )
         trainer.fit(model, data)
         assert trainer.run is not None

@@ -11,14 +11,7 @@ from torch.optim import Optimizer
 from bhfl.checks import suggestion
 from bhfl.downlink import DownBits, Downlink
 from bhfl.engine.optimizers import Replaced
-from bhfl.quant import (
-    BitSpec,
-    QuantLayer,
-    backend_choices,
-    quant_layers,
-    set_backend_,
-    set_spec_,
-)
+from bhfl.quant import BitSpec, QuantLayer, backend_choices, quant_layers, set_backend_, set_spec_
 from bhfl.quant.backends import BACKENDS, get_backend
 from bhfl.settings import LocalTraining
 

@@ -56,11 +56,7 @@ class _Trial:
 
 
 def with_format(
-    server: ServerState,
-    settings: Settings,
-    worker: Worker,
-    clients: Roster,
-    data: FederatedData,
+    server: ServerState, settings: Settings, worker: Worker, clients: Roster, data: FederatedData
 ) -> ServerState:
     """A first server state with the memory format that its run takes; see `agree_on_format`.
 

@@ -19,13 +19,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from bhfl.engine.ending import (
-    PARENT,
-    STANDING,
-    LostProcessError,
-    end_with_parent,
-    ended_in_order,
-)
+from bhfl.engine.ending import PARENT, STANDING, LostProcessError, end_with_parent, ended_in_order
 from bhfl.engine.exits import no_exit_of_others
 from bhfl.engine.system import computing_threads, keep_freed_memory, stop
 from bhfl.engine.watch import Watch

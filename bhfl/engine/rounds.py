@@ -91,9 +91,7 @@ def _check_hooks(records: Sequence[ClientRecord]) -> None:
 
 
 def _verdicts(
-    records: Sequence[ClientRecord],
-    kept: Sequence[ClientRecord],
-    closing: bytes | None = None,
+    records: Sequence[ClientRecord], kept: Sequence[ClientRecord], closing: bytes | None = None
 ) -> dict[int, Verdict]:
     """What becomes of each client's round; only those with updates hear what closes it."""
     verdicts = {record.client: Verdict(keep=False) for record in records}

@@ -313,12 +313,7 @@ class FederatedTrainer:
         clients that are elsewhere.
         """
         return LocalClients(
-            session.worker,
-            self.algorithm,
-            session.fleet,
-            session.data,
-            session.own,
-            session.store,
+            session.worker, self.algorithm, session.fleet, session.data, session.own, session.store
         )
 
     @property

@@ -17,15 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 import bhfl
 from bhfl.engine.optimizers import parse_optimizer
 from bhfl.plain import written
-from bhfl.recorded import (
-    FROM_DATA,
-    UNWRITTEN,
-    Recorded,
-    class_at,
-    constructors,
-    plain,
-    public_path,
-)
+from bhfl.recorded import FROM_DATA, UNWRITTEN, Recorded, class_at, constructors, plain, public_path
 from bhfl.settings import Role
 
 if TYPE_CHECKING:

@@ -7,12 +7,7 @@ imported when they are first used.
 from typing import TYPE_CHECKING
 
 from bhfl import lazily
-from bhfl.export.integers import (
-    QuantizedFileError,
-    load_quantized,
-    restore_,
-    save_quantized,
-)
+from bhfl.export.integers import QuantizedFileError, load_quantized, restore_, save_quantized
 from bhfl.export.qdq import export_onnx
 from bhfl.quant.codes import float_tensors as float_state
 

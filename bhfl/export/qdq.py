@@ -39,11 +39,7 @@ WIDEST = 8
 
 
 def export_onnx(
-    model: nn.Module,
-    example: Any,
-    path: str | Path,
-    *,
-    calibration: Iterable[Any] | None = None,
+    model: nn.Module, example: Any, path: str | Path, *, calibration: Iterable[Any] | None = None
 ) -> int:
     """Write a model with Quant* layers, as it computes in evaluation, as one ONNX file.
 

@@ -131,12 +131,7 @@ def fake_quantize(
 
 
 def quantize_with_gradient(
-    x: Tensor,
-    bits: int,
-    *,
-    range_rule: RangeRule,
-    granularity: Granularity,
-    scale: Tensor | None,
+    x: Tensor, bits: int, *, range_rule: RangeRule, granularity: Granularity, scale: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The codes of :func:`fake_quantize` for integer products, and a path for the gradient.
 

@@ -249,13 +249,7 @@ def _integer(bits: int) -> BitSpec:
 
 # Wu et al. 2018, "Training and inference with integers in deep neural networks"
 _WAGE = BitSpec(
-    weights=2,
-    activations=8,
-    errors=8,
-    gradients=8,
-    storage=8,
-    range_rule="wage",
-    name="wage2888",
+    weights=2, activations=8, errors=8, gradients=8, storage=8, range_rule="wage", name="wage2888"
 )
 
 PRESETS: dict[str, BitSpec] = {

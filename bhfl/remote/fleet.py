@@ -21,26 +21,10 @@ from bhfl.engine.roster import at
 from bhfl.engine.session import Session
 from bhfl.files import write_json
 from bhfl.plain import read_json
-from bhfl.remote.attendance import (
-    FIRST_PAUSE,
-    LONGEST_PAUSE,
-    TOGETHER,
-    Attendance,
-    Grid,
-    Terms,
-)
+from bhfl.remote.attendance import FIRST_PAUSE, LONGEST_PAUSE, TOGETHER, Attendance, Grid, Terms
 from bhfl.remote.believe import Names, believed_measured, believed_reply
 from bhfl.remote.closings import Closings
-from bhfl.remote.messages import (
-    MAX_TOLD,
-    Hello,
-    MessageError,
-    Order,
-    Refused,
-    join,
-    pack,
-    unpack,
-)
+from bhfl.remote.messages import MAX_TOLD, Hello, MessageError, Order, Refused, join, pack, unpack
 from bhfl.remote.relay import MOST_BYTES
 from bhfl.remote.wire import Wire
 from bhfl.settings import Role

@@ -28,16 +28,7 @@ from bhfl.engine.own import KEPT, Own
 from bhfl.engine.roster import Roster, behind
 from bhfl.engine.types import FederatedData
 from bhfl.remote.kept import KeptState
-from bhfl.remote.messages import (
-    Facts,
-    Hello,
-    MessageError,
-    Order,
-    Refused,
-    pack,
-    split,
-    unpack,
-)
+from bhfl.remote.messages import Facts, Hello, MessageError, Order, Refused, pack, split, unpack
 from bhfl.settings import Role
 from bhfl.told import Told
 
@@ -168,12 +159,7 @@ class _Joined:
         self.client = session.fleet[client]
         self.store = store
         self.clients = LocalClients(
-            session.worker,
-            session.algorithm,
-            session.fleet,
-            session.data,
-            session.own,
-            store,
+            session.worker, session.algorithm, session.fleet, session.data, session.own, store
         )
         store.closed = self._closed
         self.facts = pack(self._facts())

@@ -32,10 +32,7 @@ _OVER_ROUNDS = {
     ),
     "ProWD: the dequantizer": (
         "Rounds in which it was trained; dotted: the loss of the identity, which does nothing.",
-        {
-            "dequantizer/recon": "reconstruction loss",
-            "dequantizer/distill": "distillation loss",
-        },
+        {"dequantizer/recon": "reconstruction loss", "dequantizer/distill": "distillation loss"},
     ),
 }
 """Chapters of what algorithms log: how to read them, and what to call their tags."""

@@ -127,11 +127,7 @@ class Budget:
         return min(last, found)
 
     def layer_bits(
-        self,
-        traffic: Traffic,
-        link: ClientLink | None,
-        num_examples: int,
-        deadline_seconds: float,
+        self, traffic: Traffic, link: ClientLink | None, num_examples: int, deadline_seconds: float
     ) -> float:
         """Bits that the layers of one payload may take, codes and scales; never below 1.
 

@@ -16,14 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bhfl.checks import (
-    checked,
-    count,
-    not_negative,
-    or_none,
-    positive,
-    true_or_false,
-)
+from bhfl.checks import checked, count, not_negative, or_none, positive, true_or_false
 from bhfl.comm.network.links import PROFILES, Link, Profile, ProfileLinks
 from bhfl.comm.network.trace import TraceLinks
 from bhfl.files import user_path
@@ -201,9 +194,7 @@ class SimulatedNetwork(Recorded):
         speedup = 32 / workload.bits if self._low_bit_speedup else 1.0
         sharing = num_participants if self.shared_uplink else 1
         return replace(
-            link,
-            uplink_bps=link.uplink_bps / sharing,
-            compute_flops=link.compute_flops * speedup,
+            link, uplink_bps=link.uplink_bps / sharing, compute_flops=link.compute_flops * speedup
         )
 
 

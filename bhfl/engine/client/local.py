@@ -115,11 +115,7 @@ class LocalClients:
                 samples = server_data(self.data).client_test_batches(task.client)
                 own = self.worker.evaluate(samples or (), task.stage)
             yield Measured(
-                client=task.client,
-                stage=task.stage,
-                metrics=metrics,
-                own=own,
-                correct=correct,
+                client=task.client, stage=task.stage, metrics=metrics, own=own, correct=correct
             )
         self._messages.forget()
 

@@ -156,10 +156,7 @@ class LocalOptimizers:
     """
 
     def __init__(
-        self,
-        module: L.LightningModule,
-        place: Place,
-        history: Sequence[Mapping[str, Any]] | None,
+        self, module: L.LightningModule, place: Place, history: Sequence[Mapping[str, Any]] | None
     ) -> None:
         self.raw, self.schedules = configured(module)
         wanted = place.client.devices.group.optimizer if place.client else None

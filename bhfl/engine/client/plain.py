@@ -21,14 +21,7 @@ from bhfl.engine.devices import FLOAT, Devices
 from bhfl.engine.exchange import Stage, Task
 from bhfl.engine.random import seed_globals
 from bhfl.engine.types import FederatedData, Metrics, Params, ServerState, without
-from bhfl.quant import (
-    BitSpec,
-    begin_round_,
-    quant_layers,
-    quantize_,
-    save_in_int8,
-    store_,
-)
+from bhfl.quant import BitSpec, begin_round_, quant_layers, quantize_, save_in_int8, store_
 from bhfl.quant.convert import layers_by_weight
 from bhfl.quant.quant_layer import takes_low_bits
 from bhfl.quant.spec import FLOAT_BITS

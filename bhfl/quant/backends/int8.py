@@ -93,12 +93,7 @@ class Int8(EagerBackend):
         plan = Plan(product, layer.spec.activations, self.dtype, layer.generator)
         stand_in, codes, scale = layer.forward_codes()
         y: Tensor = self.function.apply(
-            lower(layer, x),
-            kernel(layer, stand_in),
-            kernel(layer, codes),
-            scale,
-            layer.bias,
-            plan,
+            lower(layer, x), kernel(layer, stand_in), kernel(layer, codes), scale, layer.bias, plan
         )
         return restore(layer, y, x).to(result_dtype(x))
 
