@@ -21,6 +21,8 @@ from bhfl.engine.trainer import FederatedTrainer
 from bhfl.engine.types import FederatedData
 from bhfl.files import user_folder, user_option
 
+Where = str | Path | None
+"""A path of the user's; None for what a command takes by default."""
 SELDOM_SECONDS = 15.0
 """The time between two lines of `analyze` where no bar is drawn."""
 
@@ -32,8 +34,8 @@ class CommandTrainer(FederatedTrainer):
         self,
         model: L.LightningModule,
         datamodule: FederatedData,
-        ckpt_path: str | Path | None = None,
-        out: str | Path | None = None,
+        ckpt_path: Where = None,
+        out: Where = None,
         samples: int = 1000,
         probe_bits: Sequence[int] = (2, 4),
         uniform_bits: int = 4,
@@ -63,8 +65,7 @@ class CommandTrainer(FederatedTrainer):
         from bhfl.analysis import analyze
         from bhfl.report import layers
 
-        # before the work, which takes long, and not when its outcome is to be written
-        chosen = user_folder("out", out)
+        chosen = self._chosen(out, ckpt_path)
         found = analyze(
             self,
             model,
@@ -82,9 +83,9 @@ class CommandTrainer(FederatedTrainer):
         self,
         model: L.LightningModule,
         datamodule: FederatedData,
-        ckpt_path: str | Path | None = None,
+        ckpt_path: Where = None,
         keys: str | Path = "keys",
-        make_keys: str | Path | None = None,
+        make_keys: Where = None,
         host: Sequence[str] = (),
         listen: str = "0.0.0.0",
         port: int = 8443,
@@ -128,6 +129,22 @@ class CommandTrainer(FederatedTrainer):
     written: Mapping[str, Any] | None = None
     """The whole configuration, as plain values."""
 
+    def _chosen(self, out: Where, ckpt_path: Where = None) -> Path | None:
+        """The folder that `out` names, if any.
+
+        Raises:
+            ValueError: `out` is no folder, or the default one cannot be made: told before the work,
+                which takes long, and not when its outcome is to be written.
+            OSError: A file or a link is in the place of the default one.
+        """
+        if out is not None:
+            return user_folder("out", out)
+        if ckpt_path is not None and (run := self.find_checkpoint(ckpt_path)[0]):
+            subfolder(run, "analysis")
+        else:
+            user_folder("trainer.default_root_dir/trainer.name", self.root)
+        return None
+
     def _folder(self, run: Path | None, name: str = "analysis") -> Path:
         """The folder that an analysis is written to by default."""
         if run is not None:
@@ -140,7 +157,7 @@ class CommandTrainer(FederatedTrainer):
                 break
         return place
 
-    def partition(self, datamodule: FederatedData, out: str | Path | None = None) -> None:
+    def partition(self, datamodule: FederatedData, out: Where = None) -> None:
         """Show which samples each client has, without training.
 
         It prints a table, and writes ``partition.csv`` and, where matplotlib is installed,
@@ -157,7 +174,7 @@ class CommandTrainer(FederatedTrainer):
         from bhfl.analysis import partition
         from bhfl.report import partition as report
 
-        chosen = user_folder("out", out)
+        chosen = self._chosen(out)
         found = partition(self, datamodule)
         _write(chosen or self._folder(None, "partition"), report, found)
 
@@ -165,7 +182,7 @@ class CommandTrainer(FederatedTrainer):
         self,
         model: L.LightningModule,
         datamodule: FederatedData,
-        out: str | Path | None = None,
+        out: Where = None,
         steps: int = 5,
         repeats: int = 3,
     ) -> None:
@@ -189,7 +206,7 @@ class CommandTrainer(FederatedTrainer):
         from bhfl.analysis import profile
         from bhfl.report import profile as report
 
-        chosen = user_folder("out", out)
+        chosen = self._chosen(out)
         found = profile(self, model, datamodule, steps=steps, repeats=repeats)
         _write(chosen or self._folder(None, "profile"), report, found.rows, title=found.title)
 
@@ -197,9 +214,9 @@ class CommandTrainer(FederatedTrainer):
         self,
         model: L.LightningModule,
         datamodule: FederatedData,
-        ckpt_path: str | Path | None = None,
+        ckpt_path: Where = None,
         group: str | None = None,
-        out: str | Path | None = None,
+        out: Where = None,
     ) -> list[Any]:
         """Write what a model predicts of the test split: a row for each sample.
 
@@ -226,8 +243,8 @@ class CommandTrainer(FederatedTrainer):
         self,
         model: L.LightningModule,
         datamodule: FederatedData,
-        ckpt_path: str | Path | None = None,
-        out: str | Path | None = None,
+        ckpt_path: Where = None,
+        out: Where = None,
         calibrate: int | None = None,
     ) -> None:
         """Write the model of a checkpoint as each bit group runs it, with a model card.

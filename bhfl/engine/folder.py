@@ -81,10 +81,10 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def subfolder(run: Path, name: str) -> Path:
-    """A folder in a run folder for what comes after the run, made where it is not there.
+    """A folder in a run folder for what comes after the run; it need not be there yet.
 
     Raises:
-        OSError: A file is in its place, or a link, which is not followed; or it cannot be made.
+        OSError: A file is in its place, or a link, which is not followed.
     """
     path = run / name
     if path.is_symlink() or path.is_file():
@@ -93,7 +93,6 @@ def subfolder(run: Path, name: str) -> Path:
             "it must be a folder, no file and no link: move it away, or name a folder by --out",
             str(path),
         )
-    path.mkdir(exist_ok=True)
     return path
 
 

@@ -44,6 +44,8 @@ def predict(
     problems = needs_global_model(trainer, "predict")
     if file is not None and file.suffix not in ENDINGS:
         problems.append(f"out must end in {' or '.join(ENDINGS)}, got {str(out)!r}")
+    if file is not None and file.is_dir():
+        problems.append(f"out must be a file to write, got the folder {str(out)!r}")
     module = getattr(model, "_orig_mod", model)
     if not any(overrides(module, name, L.LightningModule) for name in ("predict_step", "forward")):
         problems.append(f"{type(module).__name__} must define predict_step or forward to predict")

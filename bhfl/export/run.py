@@ -96,7 +96,7 @@ def export_run(
             folder = subfolder(run, "export")
         else:
             folder = chosen or trainer.root / "export"
-            folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         made = Export(folder)
         STANDING.writes(folder)
         # an earlier export's would tell of this one's files, where it does not come to its end

@@ -5,7 +5,7 @@ from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
-from bhfl.files import user_path, write_text
+from bhfl.files import user_folder, user_path, write_text
 from bhfl.report.arguments import Parser, errors_told, path_argument
 from bhfl.report.forms import as_csv, console, markdown
 from bhfl.report.goals import Goal
@@ -64,18 +64,18 @@ def write_report(  # noqa: PLR0913
         The tables, for the console.
 
     Raises:
-        ValueError: A path holds no run, an option is out of range, no run logged the metric, or it
-            is that of one group.
-        OSError: `out` cannot be written.
+        ValueError: A path holds no run, an option is out of range, no run logged the metric, it is
+            that of one group, or `out` is no folder.
+        OSError: A file of the report cannot be written.
     """
     if target is None and (window != 1 or baseline is not None):
         raise ValueError(
             f"--window and --baseline need --target, got --window {window} and --baseline "
             f"{baseline}"
         )
+    user_folder("--out", out)
     goal = Goal(target, window, baseline) if target is not None else None
-    names = names or {}
-    read = [replace(read_run(run), name=names.get(run, "")) for run in find_runs(runs)]
+    read = [replace(read_run(run), name=(names or {}).get(run, "")) for run in find_runs(runs)]
     if not any(TRIALS in user_path(path).parts for path in runs):
         read = without_trials(read)
     found, ranked, figures = compared(read, metric, mode, order, published)

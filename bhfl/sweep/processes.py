@@ -34,6 +34,8 @@ def locked(folder: Path) -> Iterator[int]:
         ValueError: The folder cannot be made or written to, naming the file that is in its way.
     """
     user_folder("--root", folder)
+    # where the report is written when all runs have ended
+    user_folder("--root", folder / "report")
     folder.mkdir(parents=True, exist_ok=True)
     # two locks: a sweep that is killed loses the first at once, and its runs hold the second
     sweep = claim(folder / ".sweep.lock", "another sweep is at work here, process {}")

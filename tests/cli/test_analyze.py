@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 
+from bhfl.cli.commands import CommandTrainer
+from bhfl.data import FakeImages
+from bhfl.models import Classifier
 from tests.cli.conftest import Command
 
 OWN = """\
@@ -113,6 +116,27 @@ def test_what_cannot_be_analysed(
     assert len(outcome.problems) == 1
     assert problem in outcome.problems[0]
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("command", ["analyze", "partition", "profile"])
+def test_a_file_in_the_place_of_the_folder_is_told_before_the_work(
+    bhfl: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setattr(f"bhfl.analysis.{command}", lambda *_, **__: pytest.fail("it was at work"))
+    (tmp_path / "runs").touch()
+    (problem,) = bhfl(command, "--config", "tiny.yaml").problems
+    assert "trainer.default_root_dir/trainer.name must be a folder" in problem
+
+
+def test_a_file_in_the_place_of_the_run_s_folder_is_told_before_the_work(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("bhfl.analysis.analyze", lambda *_, **__: pytest.fail("it was at work"))
+    trainer = CommandTrainer({32: 1}, devices=1)
+    monkeypatch.setattr(trainer, "find_checkpoint", lambda _: (tmp_path, {}))
+    (tmp_path / "analysis").touch()
+    with pytest.raises(OSError, match="it must be a folder, no file and no link: move it away"):
+        trainer.analyze(Classifier("mlp"), FakeImages(), "last")
 
 
 def test_options_of_analyze_are_none_of_fit(bhfl: Command) -> None:

@@ -166,13 +166,22 @@ def test_a_module_knows_that_it_predicts(trainer: FederatedTrainer) -> None:
         ({"group": "int5"}, "group must be one of the fleet's, got 'int5'; did you mean 'int3'"),
         ({"out": "a.txt"}, "out must end in .csv or .npz, got 'a.txt'"),
         ({"out": ""}, "out must be a path"),
+        ({"out": "a.csv"}, "out must be a file to write, got the folder 'a.csv'"),
         (
             {"out": "/dev/null/a.csv"},
             "out must be a folder .*, got '/dev/null', and '/dev/null' is",
         ),
     ],
 )
-def test_what_cannot_be_is_refused(trainer: FederatedTrainer, options: Any, message: str) -> None:
+def test_what_cannot_be_is_refused(
+    trainer: FederatedTrainer,
+    options: Any,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.csv").mkdir()
     with pytest.raises(ValueError, match=message):
         trainer.predict(Forward(), data(), "last", **options)
 

@@ -148,7 +148,7 @@ def test_an_output_that_cannot_be_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made.run(tmp_path / "a")
-    assert "Not a directory" in failing(
+    assert "--out must be a folder that can be written to" in failing(
         capsys, tmp_path, "--out", tmp_path / "a" / "env.json" / "out"
     )
 

@@ -131,9 +131,15 @@ def test_what_cannot_be_run_leaves_nothing_behind(
 
 def test_a_file_where_runs_are_to_be_made_is_named(bhfl: Command, matrix: Path) -> None:
     Path("notes").write_text("mine")
-    code, _, err = bhfl("sweep", "m.yaml", "--root=notes")
-    told = "--root must be a folder that can be written to, got 'notes/m', and 'notes' is none"
-    assert (code, err) == (2, f"error: {told}\n")
+    Path("runs/m").mkdir(parents=True)
+    Path("runs/m/report").write_text("mine")
+    for root, place, file in (("notes", "notes/m", "notes"), ("runs", *["runs/m/report"] * 2)):
+        code, _, err = bhfl("sweep", "m.yaml", f"--root={root}")
+        told = (
+            f"--root must be a folder that can be written to, got '{place}', and '{file}' is none"
+        )
+        assert (code, err) == (2, f"error: {told}\n")
+    assert [path.name for path in Path("runs/m").iterdir()] == ["report"]
 
 
 def test_help(bhfl: Command) -> None:
