@@ -140,8 +140,9 @@ def _least_squares_scale(x: Tensor, widest: Tensor, limit: int) -> Tensor:
     result stands where it beats absmax on all elements, and the scale half way to absmax where that
     beats both: a sample may lack the largest elements.
     """
-    # a compiled graph breaks where values are looked at: without short cuts the scale is the same
-    compiling = torch.compiler.is_compiling()
+    # a compiled graph breaks where values are looked at, and on meta there are none: without short
+    # cuts the scale is the same
+    compiling = torch.compiler.is_compiling() or x.is_meta
     # a power of two is exact, and keeps squares from overflow and underflow
     unit = _power_of_two(-torch.frexp(widest)[1])
     start = widest * unit

@@ -215,6 +215,13 @@ class BitSpec:
                     raise ValueError(
                         f"BitSpec has no key {key!r}{_hint(key, known)}; keys: {', '.join(known)}"
                     )
+            # the constructor cannot tell what was said from what `replace` repeats
+            if value.get("sends") == "computed" and value.get("send_bits"):
+                raise ValueError(
+                    "BitSpec.sends must be 'stored', or left out, with send_bits (which says to "
+                    f"how many bits stored weights are rounded), got 'computed' with "
+                    f"{value['send_bits']!r}"
+                )
             return cls(**value)
         return _from_name(value) if isinstance(value, str) else _from_bits(value)
 

@@ -132,6 +132,14 @@ def test_mse_is_one_compiled_graph_with_the_same_scale() -> None:
         torch.testing.assert_close(find(x, 3), weight_scale(x, 3, range_rule="mse"))
 
 
+@pytest.mark.parametrize("rule", ["absmax", "mse", "lsq", "pow2", "wage"])
+def test_every_rule_has_the_shape_of_its_scale_without_values(rule: str) -> None:
+    weight = torch.empty(4, 9, device="meta")
+    assert weight_scale(weight, 2, rule).shape == ()
+    if rule != "wage":
+        assert weight_scale(weight, 4, rule, "channel").shape == (4,)
+
+
 def test_mse_beats_absmax_under_an_outlier_and_does_not_depend_on_the_layout() -> None:
     x = torch.randn(16, 32, 9, 9, generator=torch.Generator().manual_seed(0))
     x[3, 3, 3, 3] = 60

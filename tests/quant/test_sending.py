@@ -115,6 +115,10 @@ def test_the_label_says_what_is_sent(spec: BitSpec, label: str) -> None:
         ({"weights": 2, "send_bits": True}, "send_bits must be 2..16 or 32, got True"),
         ({"send_bits": 8}, "send_bits must be left out unless .* got 8 with weights=32"),
         ({"weights": 2, "storage": 8, "send_bits": 8}, "send_bits must be left out .* storage=8"),
+        (
+            {"weights": 2, "sends": "computed", "send_bits": 8},
+            "sends must be 'stored', or left out, with send_bits .* got 'computed' with 8",
+        ),
     ],
 )
 def test_what_contradicts_the_spec_is_refused(fields: dict[str, object], message: str) -> None:
