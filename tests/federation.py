@@ -86,7 +86,7 @@ def fit(
     return trainer
 
 
-def fake(num_train: int = 96, **options: Any) -> FakeImages:
+def fake(num_train: int = 64, **options: Any) -> FakeImages:
     """Images whose classes can be told apart."""
     settings = {"num_test": 40, "batch_size": 8, "val_fraction": 0.1, **options}
     return FakeImages(num_train=num_train, shape=SHAPE, num_classes=CLASSES, **settings)

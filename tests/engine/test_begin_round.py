@@ -148,7 +148,7 @@ DUE = {
 def test_a_skipped_round_leaves_only_its_number(tmp_path, case):
     """ProWD fine-tunes in it and FedLQ probes, in vain."""
     algorithm, options = DUE[case]
-    settings = {"clients": {"ternary": 1, 32: 2}, "data": fake(96, holdout=16)}
+    settings = {"clients": {"ternary": 1, 32: 2}, "data": fake(64, holdout=16)}
     with pytest.warns(UserWarning, match="skipped: nothing was sent"):
         skipped = fit(tmp_path / "a", silent(algorithm)(**options), max_rounds=2, **settings)
     before = fit(tmp_path / "b", algorithm(**options), max_rounds=1, **settings)
@@ -166,7 +166,7 @@ def kept(trainer) -> str:
 @pytest.mark.parametrize("case", DUE)
 def test_plans_do_not_last(tmp_path, case):
     algorithm, options = DUE[case]
-    settings = {"clients": {"ternary": 1, 32: 2}, "data": fake(96, holdout=16)}
+    settings = {"clients": {"ternary": 1, 32: 2}, "data": fake(64, holdout=16)}
     trainer = fit(tmp_path, algorithm(**options), max_rounds=2, **settings)
     first = algorithm(**options)
     first.prepare(trainer.session.module, trainer.clients)

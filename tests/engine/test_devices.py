@@ -57,7 +57,7 @@ def test_a_name_never_changes_a_shared_model(tmp_path: Path, algorithm: Any) -> 
     def run(folder: str, clients: Any) -> FederatedTrainer:
         torch.manual_seed(1)
         module = partial(Client, Net(batch_norm=True))
-        return fit(tmp_path / folder, algorithm(), clients, module, fake(120), norm="group")
+        return fit(tmp_path / folder, algorithm(), clients, module, fake(96), norm="group")
 
     plain = run("plain", {8: 4, 32: 2})
     named = run("named", NAMED)
@@ -346,7 +346,7 @@ def fast_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.filterwarnings("error::bhfl.quant.BackendWarning")
 def test_which_layer_ran_as_what_is_in_the_run_folder(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="bnb clients") as told:
-        trainer = fit(tmp_path, FedAvg(), EVERY, data=fake(120), max_rounds=2)
+        trainer = fit(tmp_path, FedAvg(), EVERY, data=fake(96), max_rounds=2)
     layers = ["net.0", "net.3", "net.5"]
     linear = layers[1:]
     expected = {
@@ -426,9 +426,9 @@ def test_resumed_is_never_stopped_with_every_backend(tmp_path: Path) -> None:
     fleet = [*EVERY, wage]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        whole = fit(tmp_path / "whole", FedAvg(), fleet, data=fake(120))
-        fit(tmp_path / "parts", FedAvg(), fleet, data=fake(120), max_rounds=1)
-        resumed = fit(tmp_path / "parts", FedAvg(), fleet, data=fake(120), ckpt_path="last")
+        whole = fit(tmp_path / "whole", FedAvg(), fleet, data=fake(96))
+        fit(tmp_path / "parts", FedAvg(), fleet, data=fake(96), max_rounds=1)
+        resumed = fit(tmp_path / "parts", FedAvg(), fleet, data=fake(96), ckpt_path="last")
     assert digest(vars(resumed.server)) == digest(vars(whole.server))
     assert rows_of(resumed) == rows_of(whole)
 

@@ -58,7 +58,7 @@ def test_it_is_written_before_the_first_round(tmp_path):
         "trainer.patience": None,
     }
     assert found["result"]["trainer.seed"] == 0
-    assert (found["task"]["data"], found["task"]["data.num_train"]) == ("bhfl.data.FakeImages", 96)
+    assert (found["task"]["data"], found["task"]["data.num_train"]) == ("bhfl.data.FakeImages", 64)
 
 
 def test_every_option_of_the_trainer_is_there_once(tmp_path):

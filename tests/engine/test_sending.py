@@ -60,7 +60,7 @@ def test_the_dequantizer_raises_the_bits_that_are_sent(tmp_path: Path) -> None:
                 ProWD(dequantizer=quick),
                 FLEET,
                 Forward,
-                fake(120, holdout=8),
+                fake(88, holdout=8),
                 max_rounds=rounds,
                 ckpt_path=ckpt_path,
             )

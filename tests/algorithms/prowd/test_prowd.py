@@ -54,7 +54,7 @@ def prowd(tmp_path, clients=None, algorithm=None, **options):
         algorithm or ProWD(dequantizer=QUICK),
         clients or MIXED,
         Forward,
-        fake(120, holdout=8),
+        fake(88, holdout=8),
         **options,
     )
 
@@ -411,7 +411,7 @@ def test_fine_differences_come_close_to_fedavg_of_unrounded_weights(tmp_path):
 def test_the_buffer_is_spread_over_what_is_held_out(tmp_path):
     """Samples kept for the server may be sorted by class."""
     algorithm = ProWD(dequantizer=QUICK)
-    run = fit(tmp_path, algorithm, MIXED, Forward, fake(120, holdout=24), max_rounds=1)
+    run = fit(tmp_path, algorithm, MIXED, Forward, fake(104, holdout=24), max_rounds=1)
     held_out = torch.cat([inputs for inputs, _ in run.session.data.holdout_batches()])
     _, inputs = algorithm._probe(QUICK, SimpleNamespace(data=run.session.data, module=Forward()))
     assert torch.equal(inputs, held_out[::3])
@@ -422,7 +422,7 @@ def test_a_diverging_dequantizer_is_discarded(tmp_path):
         run = prowd(tmp_path, algorithm=ProWD(dequantizer=replace(QUICK, lr=1e6)), max_rounds=1)
     assert run.server.extra["dequantizer"]["active"] is False
     plain = fit(
-        tmp_path, ProWD(dequantizer=None), MIXED, Forward, fake(120, holdout=8), max_rounds=1
+        tmp_path, ProWD(dequantizer=None), MIXED, Forward, fake(88, holdout=8), max_rounds=1
     )
     assert same(run.server.params, plain.server.params)
 
@@ -536,7 +536,7 @@ def test_batch_norm_networks_are_distilled_with_the_high_groups_statistics(tmp_p
         ProWD(dequantizer=QUICK),
         MIXED,
         lambda: Forward(Net(batch_norm=True)),
-        fake(120, holdout=8),
+        fake(88, holdout=8),
     )
     assert run.server.round == 3
 
