@@ -5,6 +5,10 @@ BIN := .venv/bin
 # one process more than there are cores: some tests wait for processes that they start
 PYTEST := $(BIN)/python -m pytest -n 3 --dist worksteal
 
+# what is compiled is kept, also where the machine says otherwise: each process of the tests, and each that they start, would
+# compile the package and rewrite all asserts anew
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help install demo diamonds frontier docs test test-docs test-wheel test-slow test-network network network-figures soak lint bench accuracy effect fedlq table table-50k paper tensorboard clean
 
