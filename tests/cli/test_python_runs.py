@@ -53,7 +53,11 @@ def network(**options: Any) -> Classifier:
     return Classifier("mlp", num_classes=4, **options)
 
 
-def test_a_run_is_tested_analyzed_and_exported_by_its_folder_alone(bhfl: Command) -> None:
+def test_a_run_is_tested_analyzed_and_exported_by_its_folder_alone(
+    bhfl: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # test_export has the ONNX files, which take seconds
+    monkeypatch.setattr("bhfl.export.run.installed", lambda extra: extra != "onnx")
     L.seed_everything(3, verbose=False)
     result, config, missing = trained(
         network(optimizer=lambda params: torch.optim.Adam(params, 0.01), lr_scheduler=_cosine),

@@ -342,9 +342,8 @@ def test_a_class_inside_a_class(bhfl: Command, tmp_path: Path) -> None:
     assert (code, "class_path: own_nested.Outer.Inner" in out) == (0, True)
 
 
-@pytest.mark.parametrize(
-    "name", ["1e3", "7e12345", "+.5", "-1e3", "1_0e2", "on", "2024-01-01", "1:30"]
-)
+# one of each kind: the other forms are among TEXTS
+@pytest.mark.parametrize("name", ["1e3", "on", "2024-01-01", "1:30"])
 def test_names_like_numbers(bhfl: Command, tmp_path: Path, name: str) -> None:
     code, out, _ = bhfl("fit", "--config", "tiny.yaml", f"--trainer.name={name}", "--print_config")
     assert code == 0

@@ -354,6 +354,8 @@ def away(folder: Path, case: str) -> Iterator[Clients]:
 LONG = {
     "AdaQuantFL",
     "ClippedMean",
+    "FedAvg",
+    "FedCOM",
     "FedExP",
     "FedLQ",
     "FedLQ absent",
@@ -365,6 +367,8 @@ LONG = {
     "GroupedAvgAsymmetric",
     "Krum",
     "MOON",
+    "Median",
+    "SCAFFOLD",
     "TrimmedMean",
 }
 """Cases whose clients send and keep what those of another one of the quick tests do."""

@@ -348,7 +348,7 @@ def outcome(run: Path) -> dict[str, Any]:
 
 FOUR = (
     "private", "gate", "prowd", "prowd by group", "fedlq", "own parts", "devices", "frozen",
-    "fedlq both ways",
+    "fedlq both ways", "far off",
 )  # fmt: skip
 """What also runs on four processes, among the slow tests."""
 
@@ -360,7 +360,7 @@ LONG = ("planned", "prowd by group", "local", "fedlq", "median", "own models")
 def numbers() -> list[Any]:
     """Cases with the numbers of processes that are compared with one."""
     # seven clients, and one, on four processes
-    both = ("stateful", "one client", "far off")
+    both = ("stateful", "one client")
     quick = []
     for case in CASES:
         marks = pytest.mark.slow if case in LONG else ()
@@ -426,14 +426,50 @@ def arguments(folder: Path, devices: int, rounds: int) -> list[str]:
     ]  # fmt: skip
 
 
+def begin(folder: Path) -> None:
+    """All that ``python -m bhfl`` does with arguments, in a process group of its own."""
+    os.setsid()
+    output = os.open(folder / "output.txt", os.O_WRONLY | os.O_CREAT)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    sys.argv[1:] = arguments(folder, 1, rounds=10**6)
+    main()
+
+
+class Forked:
+    """The console command in a process that has loaded its libraries, as far as these tests need
+    `subprocess.Popen`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.process = PROCESSES.Process(target=begin, args=(folder,))
+        self.process.start()
+        self.pid = self.process.pid
+
+    def poll(self) -> int | None:
+        return self.process.exitcode
+
+    def wait(self, seconds: float | None = None) -> int | None:
+        self.process.join(seconds)
+        return self.process.exitcode
+
+    def send_signal(self, how: int) -> None:
+        os.kill(self.pid, how)
+
+
 @contextmanager
-def command(folder: Path, devices: int) -> Iterator[subprocess.Popen[str]]:
-    """The console command, in a process group of its own, of which nothing is left at the end."""
-    with open(folder / "output.txt", "w") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "bhfl", *arguments(folder, devices, rounds=10**6)],
-            stdout=output, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-        )  # fmt: skip
+def command(folder: Path, devices: int) -> Iterator[Any]:
+    """The console command, in a process group of its own, of which nothing is left at the end;
+    forked where `devices` is 0, for one.
+    """
+    if devices == 0:
+        process: Any = Forked(folder)
+    else:
+        with open(folder / "output.txt", "w") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "bhfl", *arguments(folder, devices, rounds=10**6)],
+                stdout=output, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+            )  # fmt: skip
     try:
         yield process
     finally:
@@ -461,7 +497,7 @@ def alive(group: int) -> list[int]:
     return found
 
 
-def wait_for_rounds(folder: Path, process: subprocess.Popen[str], rounds: int) -> Path:
+def wait_for_rounds(folder: Path, process: Any, rounds: int) -> Path:
     run = folder / "bhfl" / "version_0"
     deadline = time.monotonic() + TAKES_SECONDS
     while not (run / "checkpoints" / f"round={rounds:05d}.ckpt").exists():
@@ -474,7 +510,8 @@ def wait_for_rounds(folder: Path, process: subprocess.Popen[str], rounds: int) -
 @pytest.mark.parametrize(
     ("how", "code", "devices"),
     [
-        (signal.SIGTERM, 143, 1),
+        (signal.SIGTERM, 143, 0),
+        pytest.param(signal.SIGTERM, 143, 1, marks=pytest.mark.slow),
         pytest.param(signal.SIGTERM, 143, 2, marks=pytest.mark.slow),
         pytest.param(signal.SIGINT, 130, 2, marks=pytest.mark.slow),
         pytest.param(signal.SIGINT, 130, 1, marks=pytest.mark.slow),

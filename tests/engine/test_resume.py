@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import random
+import shutil
 import signal
 import time
 import warnings
@@ -154,12 +155,20 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, uninterrupted):
     assert [row["round"] for row in trainer.run.history] == list(range(1, ROUNDS + 1))
 
 
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory) -> Path:
+    """The folder of a run that was stopped three times in a row, after five rounds at last."""
+    folder = tmp_path_factory.mktemp("stopped")
+    for rounds in (2, 4, 5):
+        go(folder, rounds, ckpt_path="last" if rounds > 2 else None, keep_checkpoints=9)
+    return folder
+
+
 @pytest.mark.parametrize(
     "path", ["last", "{run}", "{run}/checkpoints/round=00002.ckpt", "{run}/checkpoints/best.ckpt"]
 )
-def test_every_way_to_say_where_to_go_on(tmp_path, uninterrupted, path):
-    for rounds in (2, 4, 5):  # three times in a row
-        go(tmp_path, rounds, ckpt_path="last" if rounds > 2 else None, keep_checkpoints=9)
+def test_every_way_to_say_where_to_go_on(tmp_path, uninterrupted, stopped, path):
+    shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
     path = path.format(run=tmp_path / "bhfl" / "version_0")
     go(tmp_path, ckpt_path=path, keep_checkpoints=9)
     found = outcome(tmp_path)
