@@ -126,14 +126,14 @@ CASES = [
         [{"module": Client}, {"network": network()}],
     ),
     (
-        {"data": lambda: fake(partition=Dirichlet(alpha=0.05, min_size=16, max_tries=3))},
+        {"data": lambda: fake(96, partition=Dirichlet(alpha=0.05, min_size=16, max_tries=3))},
         "no draw of .* did; raise alpha or max_tries, lower min_size, or have fewer clients",
         [
-            {"data": lambda: fake(partition=Dirichlet(alpha=50.0, min_size=16, max_tries=30))},
-            {"data": lambda: fake(partition=Dirichlet(alpha=0.05, min_size=1, max_tries=3))},
+            {"data": lambda: fake(96, partition=Dirichlet(alpha=50.0, min_size=16, max_tries=30))},
+            {"data": lambda: fake(96, partition=Dirichlet(alpha=0.05, min_size=1, max_tries=3))},
             {
                 "clients": {8: 1, 32: 1},
-                "data": lambda: fake(partition=Dirichlet(alpha=1.0, min_size=16)),
+                "data": lambda: fake(96, partition=Dirichlet(alpha=1.0, min_size=16)),
             },
         ],
     ),
