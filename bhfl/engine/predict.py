@@ -1,7 +1,5 @@
 """Predictions of a model, or of a checkpoint of it, and the files that they are written to."""
 
-import csv
-import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +19,7 @@ from bhfl.engine.devices import FLOAT
 from bhfl.engine.measure import fitted_in, needs_global_model, refuse_parts, take_up
 from bhfl.engine.session import Session
 from bhfl.engine.types import FederatedData
-from bhfl.files import durable, user_folder, user_option, write_text
+from bhfl.files import durable, user_folder, user_option, write_rows
 
 if TYPE_CHECKING:
     from bhfl.engine.trainer import FederatedTrainer
@@ -188,8 +186,4 @@ def write(found: Columns, file: Path) -> None:
             key = name if array.ndim == 1 else f"{name}_{index}"
             # the shortest text that reads back to the same number
             table[key] = flat[:, index].astype(str)
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(table)
-    rows.writerows(zip(*table.values(), strict=True))
-    write_text(file, text.getvalue())
+    write_rows(file, [table, *zip(*table.values(), strict=True)])

@@ -11,6 +11,7 @@ from bhfl.files.writing import (
     settle_all,
     temporary_beside,
     write_json,
+    write_rows,
     write_text,
 )
 
@@ -31,5 +32,6 @@ __all__ = [
     "user_path",
     "walk",
     "write_json",
+    "write_rows",
     "write_text",
 ]

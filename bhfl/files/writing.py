@@ -1,6 +1,8 @@
 """The one way to write a file: whole or not at all, and on disk when it is written."""
 
+import csv
 import errno
+import io
 import json
 import os
 import secrets
@@ -163,6 +165,13 @@ def write_text(path: Path, text: str) -> None:
     """Write `text` in UTF-8, durably."""
     with durable(path) as file:
         file.write(text.encode())
+
+
+def write_rows(path: Path, rows: Iterable[Iterable[Any]]) -> None:
+    """Write `rows` as CSV, durably."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    write_text(path, text.getvalue())
 
 
 def write_json(path: Path, value: Any, indent: int | None = 1) -> None:

@@ -4,14 +4,13 @@ A client says nothing of this itself, so that none can choose its number or its 
 """
 
 import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bhfl.files import write_text
+from bhfl.files import write_rows
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
@@ -116,11 +115,8 @@ class Registry:
         Raises:
             OSError: It cannot be written.
         """
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(_COLUMNS)
-        writer.writerows([one.client, one.group, one.public_key] for one in self.clients)
-        write_text(path, text.getvalue())
+        rows = [(one.client, one.group, one.public_key) for one in self.clients]
+        write_rows(path, [_COLUMNS, *rows])
 
     def fits(self, groups: Sequence[str]) -> None:
         """Make sure that the keys are those of a fleet.

@@ -3,8 +3,6 @@
 Shapes: K clients, C labels.
 """
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bhfl.files import write_text
+from bhfl.files import write_rows
 from bhfl.report.drawing import PALETTE, bare, plain, pyplot, save
 from bhfl.report.forms import ruled
 
@@ -131,11 +129,8 @@ def write_csv(found: Partition, path: Path) -> None:
         head += [f"label_{label}" for label in range(found.labels.shape[1])]
         columns += list(found.labels.T)
     names = [found.groups[place] for place in found.group_of.tolist()]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(head)
-    writer.writerows(zip(range(len(names)), names, *map(np.ndarray.tolist, columns), strict=True))
-    write_text(path, text.getvalue())
+    rows = zip(range(len(names)), names, *map(np.ndarray.tolist, columns), strict=True)
+    write_rows(path, [head, *rows])
 
 
 # ---- picture -------------------------------------------------------------------------------------
