@@ -1,7 +1,5 @@
 """What watches a run: callbacks, whose hooks the trainer calls on every process."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -31,7 +29,7 @@ class Callback:
         super().__init_subclass__(**kwargs)
         _GUARD.check_class(cls)
 
-    def around(self, trainer: FederatedTrainer, stage: str) -> AbstractContextManager[object]:
+    def around(self, trainer: "FederatedTrainer", stage: str) -> AbstractContextManager[object]:
         """A context that a fit or a measurement lies in, from before its data and its model are set
         up to its end, whatever that is. By default nothing is done.
 
@@ -44,11 +42,11 @@ class Callback:
         """
         return nullcontext()
 
-    def on_fit_start(self, trainer: FederatedTrainer) -> None:
+    def on_fit_start(self, trainer: "FederatedTrainer") -> None:
         """Everything is set up, a checkpoint is taken up, and no round has begun."""
 
     def on_client_end(
-        self, trainer: FederatedTrainer, client: Client, record: ClientRecord
+        self, trainer: "FederatedTrainer", client: "Client", record: "ClientRecord"
     ) -> None:
         """A client of this process is done with its round.
 
@@ -58,7 +56,7 @@ class Callback:
             record: What became of it: its status, bytes, steps and metrics.
         """
 
-    def on_round_end(self, trainer: FederatedTrainer, metrics: dict[str, Any]) -> None:
+    def on_round_end(self, trainer: "FederatedTrainer", metrics: dict[str, Any]) -> None:
         """A round is logged and saved, so that a run that is killed in here goes on after it,
         without this call.
 
@@ -67,7 +65,7 @@ class Callback:
             metrics: Its row of ``rounds.jsonl``, by tag.
         """
 
-    def on_test_end(self, trainer: FederatedTrainer, metrics: Metrics) -> None:
+    def on_test_end(self, trainer: "FederatedTrainer", metrics: "Metrics") -> None:
         """The test at the end of a fit is done, and the loggers are still open.
 
         Args:
@@ -76,7 +74,7 @@ class Callback:
             metrics: What was measured, by tag.
         """
 
-    def on_fit_end(self, trainer: FederatedTrainer, metrics: Metrics) -> None:
+    def on_fit_end(self, trainer: "FederatedTrainer", metrics: "Metrics") -> None:
         """The run is done.
 
         Args:
@@ -85,7 +83,7 @@ class Callback:
         """
 
     def on_measured(
-        self, trainer: FederatedTrainer, metrics: Metrics, stage: Literal["val", "test"]
+        self, trainer: "FederatedTrainer", metrics: "Metrics", stage: Literal["val", "test"]
     ) -> None:
         """`trainer.validate` or `trainer.test` is done.
 
@@ -129,7 +127,7 @@ def callback_problems(callbacks: Any) -> list[str]:
 
 
 def call_hook(
-    callbacks: Sequence[Callback], hook: str, trainer: FederatedTrainer, **arguments: Any
+    callbacks: Sequence[Callback], hook: str, trainer: "FederatedTrainer", **arguments: Any
 ) -> None:
     """Call `hook` of all callbacks, as ``hook(trainer, **arguments)``.
 

@@ -6,8 +6,6 @@ its backend at any time. Where a backend cannot compute a layer, ``fake`` does, 
 so.
 """
 
-from __future__ import annotations
-
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -39,7 +37,7 @@ class Backend(ABC):
         """ImportError where this backend needs a package that cannot be imported."""
         return
 
-    def unfit(self, spec: BitSpec) -> str:
+    def unfit(self, spec: "BitSpec") -> str:
         """Why this backend can compute no layer of these bits; empty if it can."""
         return ""
 
@@ -47,17 +45,17 @@ class Backend(ABC):
         """What a user of this backend has to know, on a type of device; mostly nothing."""
         return ""
 
-    def refusal(self, layer: QuantLayer) -> str:
+    def refusal(self, layer: "QuantLayer") -> str:
         """Why this backend cannot compute a layer on its device with its spec; empty if it can."""
         return ""
 
-    def chosen_for(self, layer: QuantLayer) -> Backend:
+    def chosen_for(self, layer: "QuantLayer") -> "Backend":
         """The backend that really computes a layer: this one, another one that it chooses, or
         ``fake``.
         """
         return FAKE if self.refusal(layer) else self
 
-    def report(self, layer: QuantLayer) -> bool:
+    def report(self, layer: "QuantLayer") -> bool:
         """Whether this backend refuses a layer; each reason is warned of once."""
         reason = self.refusal(layer)
         if not reason:
@@ -71,7 +69,7 @@ class Backend(ABC):
             warnings.warn(message, BackendWarning, stacklevel=2)
         return True
 
-    def forward(self, layer: QuantLayer, x: Tensor) -> Tensor:
+    def forward(self, layer: "QuantLayer", x: Tensor) -> Tensor:
         """The output of a layer; that of ``fake``, with a warning, where this backend refuses it.
 
         Args:
@@ -83,7 +81,7 @@ class Backend(ABC):
         return self.compute(layer, x)
 
     @abstractmethod
-    def compute(self, layer: QuantLayer, x: Tensor) -> Tensor:
+    def compute(self, layer: "QuantLayer", x: Tensor) -> Tensor:
         """The output of a layer that is not refused."""
 
 
@@ -92,7 +90,7 @@ class EagerBackend(Backend):
     and an exported one computes with fake.
     """
 
-    def forward(self, layer: QuantLayer, x: Tensor) -> Tensor:
+    def forward(self, layer: "QuantLayer", x: Tensor) -> Tensor:
         """See :class:`Backend`."""
         if torch.compiler.is_dynamo_compiling() and not exporting():
             # as a decorator, this would import the compiler along with this file
@@ -114,7 +112,7 @@ class Fake(Backend):
 
     name = "fake"
 
-    def compute(self, layer: QuantLayer, x: Tensor) -> Tensor:
+    def compute(self, layer: "QuantLayer", x: Tensor) -> Tensor:
         """See :class:`Backend`."""
         return layer.float_product(layer.forward_input(x), layer.forward_weight())
 
