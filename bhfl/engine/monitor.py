@@ -7,6 +7,7 @@ from itertools import product
 from typing import Any
 
 from bhfl.checks import suggestion
+from bhfl.engine.algorithm import Algorithm
 from bhfl.engine.best import Best
 from bhfl.engine.loggers import scalars
 from bhfl.engine.types import FederatedData, Row
@@ -44,6 +45,8 @@ _OF_STAGE = "(val|test)([/_]|$)|train$"
 """Metrics of validation, as modules may log them; those of the test, which no round has; and words
 that are no metric. ``train/...`` may come from others than modules.
 """
+_OF_TRAINING = r"train/|(?!round$|\w+_bytes$)[^/]*$"
+"""What our own methods leave to modules: metrics of training, and names that are no tags."""
 
 
 def doubt(monitor: str, mode: str) -> str:
@@ -82,7 +85,7 @@ def validation_tags(model: Any, groups: Iterable[str]) -> list[str]:
     ends = ["", "_avg", "_min"]
     for group in groups:
         ends += [f"_{group}", f"_local_{group}", f"_local_before_{group}"]
-    known = vars(model).get("validation_metrics", ()) if model else ()
+    known = vars(model or object).get("validation_metrics", ())
     return ["".join(words) for words in product(("val/", "test/"), known, ends)]
 
 
@@ -107,26 +110,32 @@ def monitored(
 
 
 def check_monitor(
-    monitor: str, model: Any, groups: Iterable[str], owner: str = "trainer.monitor"
+    monitor: str, model: Any, groups: Iterable[str], owner: str, method: Algorithm
 ) -> None:
-    """Refuse a metric that validation will not log, where that is known; see `validation_tags`.
+    """Refuse a metric that neither validation nor training will log, where that is known; see
+    `validation_tags`. A class that says what validation logs logs nothing but the loss in training.
 
     Args:
         monitor: The tag of the metric.
         model: The module.
         groups: Labels of the bit groups.
         owner: The option that names the metric.
+        method: The algorithm; one that is not ours may log what it likes.
 
     Raises:
         ValueError: It is none of what the model logs.
     """
-    tags = validation_tags(type(model), groups)
-    meant = re.match(_OF_STAGE, monitor) or f"val/{monitor}" in tags
-    if tags and meant and monitor not in tags:
-        near = suggestion(monitor, tags, others=False)
+    if not (tags := validation_tags(type(model), groups)):
+        return
+    trained = ["train/loss", "train/loss_own"][: 1 + method.own_model]
+    halves = (method, method.client_half)
+    ours = all(type(half).__module__.startswith("bhfl.") for half in halves)
+    meant = re.match(f"{_OF_STAGE}|{_OF_TRAINING}" if ours else _OF_STAGE, monitor)
+    if (meant or f"val/{monitor}" in tags) and monitor not in tags + trained:
+        known = [*trained, *(f"val/{name}" for name in model.validation_metrics)]
+        near = suggestion(monitor, tags + trained, others=False)
         raise ValueError(
-            f"{owner} must be a logged metric, got {monitor!r}"
-            f"{near or suggestion('', model.validation_metrics)}"
+            f"{owner} must be a logged metric, got {monitor!r}{near or suggestion('', known)}"
         )
 
 

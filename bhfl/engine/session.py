@@ -188,7 +188,7 @@ class Session:
         self.bests = watched(settings.choice.monitor, groups, settings.choice.best_by_group)
         self.monitors = monitored(self.bests, module, settings, needed)
         for tag, owner in self.monitors.items():
-            check_monitor(tag, module, groups, owner)
+            check_monitor(tag, module, groups, owner, self.algorithm)
         check_samples(self.data, settings, len(self.fleet))
 
     def _look_at_model(self) -> None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 import warnings
 
+import lightning as L
 import pytest
 
+from bhfl.algorithms import Ditto, FedAvg, Median
+from bhfl.engine.algorithm import Algorithm
 from bhfl.engine.monitor import check_first, check_monitor, doubt, unseen
 from bhfl.engine.trainer import FederatedTrainer
 from bhfl.models import Classifier
@@ -142,24 +145,47 @@ def test_values_that_are_seen_need_no_word():
         "val",
         "val_acc",
         "train",
+        "train/acc",
+        "train/loss_own",
+        "f1",
     ],
 )
 def test_a_metric_that_a_classifier_never_logs_is_refused_before_any_round(tag: str) -> None:
     with pytest.raises(ValueError, match=f"trainer.monitor must be a logged metric, got '{tag}'; "):
-        check_monitor(tag, Classifier("mlp"), ["int8", "float32"])
+        check(tag, Classifier("mlp"))
 
 
 @pytest.mark.parametrize(
-    "tag", ["val/acc", "val/acc_avg", "val/loss_min", "val/acc_int8", "val/acc_local_int8"]
+    "tag",
+    ["val/acc", "val/acc_avg", "val/loss_min", "val/acc_int8", "val/acc_local_int8", "train/loss"],
 )
 def test_what_it_logs_is_taken(tag: str) -> None:
-    check_monitor(tag, Classifier("mlp"), ["int8", "float32"])
+    check(tag, Classifier("mlp"))
 
 
 def test_nothing_is_known_of_other_classes_and_other_metrics() -> None:
     class Mine(Classifier):
         """May log what it likes."""
 
-    check_monitor("val/f1", Mine("mlp"), ["int8"])
-    check_monitor("val/f1", Module(), ["int8"])
-    check_monitor("train/anything", Classifier("mlp"), ["int8"])
+    class Logs(Algorithm):
+        """Likewise."""
+
+    for tag in ("val/f1", "train/acc", "f1"):
+        check(tag, Mine("mlp"))
+        check(tag, Module())
+    for tag in ("train/acc", "mine"):
+        check(tag, Classifier("mlp"), Logs())
+        check(tag, Classifier("mlp"), Median(Logs()))
+    check("train/loss_own", Classifier("mlp"), Ditto())
+    for tag in ("fedlq/bits", "comm/total_MB", "uplink_bytes", "round"):
+        check(tag, Classifier("mlp"))
+
+
+def test_what_can_be_monitored_is_listed() -> None:
+    told = "got 'train/throughput'; known: train/loss, val/acc, val/loss"
+    with pytest.raises(ValueError, match=told):
+        check("train/throughput", Classifier("mlp"))
+
+
+def check(tag: str, module: L.LightningModule, method: Algorithm | None = None) -> None:
+    check_monitor(tag, module, ["int8", "float32"], "trainer.monitor", method or FedAvg())
