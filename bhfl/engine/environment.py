@@ -35,8 +35,6 @@ def environment(told: Told, threads: int, channels_last: bool) -> dict[str, Any]
         channels_last: The format of its images.
     """
     return {
-        "bhfl": bhfl.__version__,
-        "python": platform.python_version(),
         **versions(),
         "platform": platform.platform(),
         "git": git(Path()),
@@ -51,8 +49,8 @@ def environment(told: Told, threads: int, channels_last: bool) -> dict[str, Any]
 
 @cache
 def versions() -> dict[str, str]:
-    """The versions of `PACKAGES` that are installed."""
-    found = {}
+    """The versions of bhfl, of Python, and of those of `PACKAGES` that are installed."""
+    found = {"bhfl": bhfl.__version__, "python": platform.python_version()}
     for name in PACKAGES:
         with suppress(PackageNotFoundError):
             found[name] = version(name)

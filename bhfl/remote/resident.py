@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import platform
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
@@ -11,7 +10,6 @@ from typing import Any, Protocol
 
 import torch
 
-import bhfl
 from bhfl.checks import spoken
 from bhfl.comm import decode, float_tensors
 from bhfl.engine.algorithm import Algorithm
@@ -237,8 +235,6 @@ def facts_of(session: Opened) -> dict[str, Any]:
     """What equal bits need to be equal on both sides, by name."""
     found = processor()
     return {
-        "bhfl": bhfl.__version__,
-        "python": platform.python_version(),
         **versions(),
         "cpu capability": found["capability"],
         "cpu instructions": str(found["instructions"]),
