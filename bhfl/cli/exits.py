@@ -127,7 +127,7 @@ def too_large(error: BaseException) -> bool:
     # of NumPy, whose error is a ValueError
     words = "array is too big|[Mm]aximum allowed (dimension|size) exceeded"
     if isinstance(error, RuntimeError | TypeError | OverflowError):
-        words = "allocate|out of memory|[Oo]verflow|too large"
+        words = "allocate|out of memory|[Oo]verflow|too large(?! to average)"
     elif not isinstance(error, ValueError):
         return isinstance(error, MemoryError)
     return bool(re.search(words, str(error)))

@@ -12,6 +12,7 @@ import yaml
 from bhfl.cli import exits
 from bhfl.cli.command import leave
 from bhfl.cli.commands import CommandTrainer
+from bhfl.engine.refusal import TooFewClientsError
 from bhfl.quant import quantizers
 from tests.cli.conftest import Command
 
@@ -613,6 +614,14 @@ def test_too_few_clients(bhfl: Command) -> None:
     code, _, err = bhfl("fit", "--config", "tiny.yaml", *args)
     assert code == 5
     assert err.startswith("error: 1 rounds in a row had fewer than min_clients=1 usable updates")
+
+
+def test_values_that_are_too_large_to_average_are_no_want_of_memory() -> None:
+    text = "client 0 rejected: weight holds a value that is not finite or too large to average"
+    assert exits.told(TooFewClientsError(text)) == text
+    assert "need less memory" in exits.told(
+        OverflowError("Python int too large to convert to C long")
+    )
 
 
 @pytest.mark.filterwarnings("ignore:round 1. client")
