@@ -48,18 +48,21 @@ class CurrentFolder(MetaPathFinder):
         """Whether the import is one of a configuration, or of a module that was found here."""
         # 0 is here and 1 is find_spec: whoever asked stands behind Python's own import
         frame: FrameType | None = sys._getframe(2)
-        while frame is not None and _is_of_import(frame):
+        while frame is not None and _package(frame) in _IMPORT:
             frame = frame.f_back
         if frame is None:
             return False
-        package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+        package = _package(frame)
         return package in self.found or (package, frame.f_code.co_name) in _NAMED
 
 
-def _is_of_import(frame: FrameType) -> bool:
-    """Whether Python's own import is at work there."""
-    name = str(frame.f_globals.get("__name__", "")).partition(".")[0]
-    return name in ("importlib", "_frozen_importlib", "_frozen_importlib_external")
+_IMPORT = ("importlib", "_frozen_importlib", "_frozen_importlib_external")
+"""What Python's own import is at work in."""
+
+
+def _package(frame: FrameType) -> str:
+    """The package, or the module of none, whose code runs there."""
+    return str(frame.f_globals.get("__name__", "")).partition(".")[0]
 
 
 def find_in_current_folder() -> None:
