@@ -134,13 +134,18 @@ def _write(start: Start, name: str, out: str | None) -> None:
     files = {path: f"{name}.yaml"}
     files |= {path.parent / other: other for other in start.beside}
     # lexists: a link that leads nowhere is there, too
-    if there := [file for file in files if os.path.lexists(file)]:
+    if there := list(filter(os.path.lexists, files)):
         raise ConfigError(*[f"{file} is there already, and is left as it is" for file in there])
     path.parent.mkdir(parents=True, exist_ok=True)
-    for file, source in files.items():
-        text = (_FOLDER / source).read_text(encoding="utf-8")
-        # whole or not at all: a part of it would be left as it is by the next command
-        write_text(file, text.replace(_PLACE, shlex.quote(path.name)))
+    # whole or not at all: what there was of it would be left as it is by the next command
+    try:
+        for file, source in files.items():
+            text = (_FOLDER / source).read_text(encoding="utf-8")
+            write_text(file, text.replace(_PLACE, shlex.quote(path.name)))
+    except BaseException:
+        for file in files:
+            file.unlink(missing_ok=True)
+        raise
     print(f"{' and '.join(map(str, files))}: {start.about}")
     # files beside it are found from the folder where they are
     folder = "" if path.parent == Path() else f"cd {shlex.quote(str(path.parent))} && "

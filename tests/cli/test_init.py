@@ -11,6 +11,7 @@ import pytest
 
 from bhfl.cli.init import STARTS
 from bhfl.cli.packaged import packaged_names
+from bhfl.files import write_text
 from tests.cli.conftest import Command
 
 NAMES = "demo, module, images, links, network, sweep"
@@ -88,6 +89,26 @@ def test_a_file_elsewhere_is_run_from_its_folder(bhfl: Command) -> None:
     assert done.out.endswith("next: cd 'a b' && bhfl fit --config 'c d.yaml'\n")
     assert sorted(os.listdir("a b")) == ["c d.yaml", "my_module.py"]
     assert "--config 'c d.yaml' --model.width 64" in Path("a b/c d.yaml").read_text()
+
+
+def test_an_end_between_two_files_leaves_none(
+    bhfl: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[Path] = []
+
+    def interrupted(file: Path, text: str) -> None:
+        if written:
+            raise KeyboardInterrupt
+        written.append(file)
+        write_text(file, text)
+
+    before = os.listdir()
+    with monkeypatch.context() as patch:
+        patch.setattr("bhfl.cli.init.write_text", interrupted)
+        bhfl("init", "module")
+    assert written == [Path("module.yaml")]
+    assert os.listdir() == before
+    assert bhfl("init", "module").code == 0
 
 
 def test_a_full_disk_leaves_no_part_of_a_file(bhfl: Command, monkeypatch) -> None:
