@@ -79,7 +79,4 @@ def shares(
         load, rank = loads[0]
         heapq.heapreplace(loads, (load + costs[index], rank))
         dealt[rank].append(index)
-    found = []
-    for indices in dealt:
-        found.append([cohort[index] for index in sorted(indices)])
-    return found
+    return [list(map(cohort.__getitem__, sorted(indices))) for indices in dealt]

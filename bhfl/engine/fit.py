@@ -217,6 +217,8 @@ def _round(session: Session, run: Run) -> None:
             return monitor.endswith(later) or (not measured and monitor.startswith("val/"))
 
         check_logged(session.monitors, run.history, waits)
+    # who has asked for the end by now has asked for it in the checkpoint too
+    _hear_callbacks(session, run)
     best = run.improved(row)
     due = last or run.out_of_patience or round % settings.output.checkpoint_every_n_rounds == 0
     _save(session, run, best, due, records)
@@ -237,8 +239,7 @@ def _hear_callbacks(session: Session, run: Run) -> None:
 def _row(session: Session, run: Run, records: list[ClientRecord]) -> Row:
     """What training a round came to, by tag."""
     server = session.server
-    absences = session.settings.fleet.availability is not None
-    metrics = round_metrics(records, availability=absences)
+    metrics = round_metrics(records, availability=session.settings.fleet.availability is not None)
     if session.algorithm.private:
         # what clients call so would pass for a metric of the server's, which all may follow
         groups = group_sizes(session.fleet)

@@ -175,6 +175,20 @@ def test_a_callback_stops_a_run_after_the_round(tmp_path: Path, hook: str) -> No
     assert load(trainer.run.checkpoints / f"round={rounds:05d}.ckpt")["run"]["stopped"]
 
 
+def test_who_asks_in_a_round_is_heard_by_a_run_that_goes_on_after_an_error_at_its_end(
+    tmp_path: Path,
+) -> None:
+    class Faulty(Callback):
+        def on_round_end(self, trainer: FederatedTrainer, metrics: dict[str, Any]) -> None:
+            raise RuntimeError("mine")
+
+    asked = Stop(lambda trainer: True, "on_client_end")
+    with pytest.raises(RuntimeError, match="mine"):
+        run(tmp_path, [0.5] * 4, callbacks=[asked, Faulty()])
+    with pytest.warns(UserWarning, match="a callback stopped the run after round 1"):
+        assert run(tmp_path, [0.5] * 4, ckpt_path="last").server.round == 1
+
+
 def test_a_run_that_was_stopped_goes_on_only_if_it_is_made_longer(tmp_path: Path) -> None:
     stop = Stop(lambda trainer: len(trainer.run.history) == 2)
     run(tmp_path, [0.5] * 4, callbacks=[stop])
