@@ -41,8 +41,10 @@ _INTEGER = (
     f"store them as int64, {_OR_KEEP}",
 )
 _FINITE = (
-    "the model's buffers must hold neither NaN nor infinity, which has no mean, got others",
-    f"store what is to be infinite as a mask of bool, {_OR_KEEP}",
+    "the model's trained parameters and buffers must hold neither NaN nor infinity, which has no "
+    "mean, got others",
+    f"store what is to be infinite as a mask of bool, {_OR_KEEP}, "
+    "and begin with weights of a training that has not diverged",
 )
 _REAL = (
     "the model's parameters and buffers must be real, got",
@@ -103,9 +105,9 @@ def _broken(value: Any) -> tuple[str, str] | None:  # noqa: PLR0911  # rule by r
         return _REAL
     if value.dtype not in _KINDS:
         return _FLOAT if value.is_floating_point() else _INTEGER
-    # a parameter may be frozen, and is not sent then
-    has_mean = isinstance(value, nn.Parameter) or value.isfinite().all()
-    return None if has_mean else _FINITE
+    # a parameter that is frozen is not sent
+    unsent = isinstance(value, nn.Parameter) and not value.requires_grad
+    return None if unsent or value.isfinite().all() else _FINITE
 
 
 def kind_of(value: Tensor) -> str:

@@ -215,7 +215,7 @@ def _run(folder, name: str, given: tuple, settings: tuple) -> str:
     if "network" in trainer_options:
         trainer_options["network"] = network(trainer_options["network"])
     algorithm = getattr(algorithms, name)(**dict(given))
-    data = fake(104, holdout=24)
+    data = fake(120, holdout=24)
     try:
         module = Plain if name == "SCAFFOLD" else Forward
         run = fit(folder, algorithm, clients, module, data, **trainer_options)

@@ -132,6 +132,16 @@ def test_what_cannot_travel_is_refused_before_training_and_the_model_is_left_as_
     assert not list(tmp_path.iterdir())
 
 
+def test_weights_of_a_training_that_diverged_are_refused_unless_they_are_frozen():
+    model = Module()
+    weight = model.net[0].weight
+    weight.data[0, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"NaN nor infinity.*: net\.0\.weight; .* not diverged"):
+        check_state(model)
+    weight.requires_grad_(False)
+    check_state(model)
+
+
 @pytest.mark.parametrize(
     "kind", [kind for kind in REFUSED if kind not in ("meta", "lazy", "nested")]
 )
