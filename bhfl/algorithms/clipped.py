@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bhfl.algorithms.clipping import RATE, clipped, following_bound
+from bhfl.algorithms.robust import Median
 from bhfl.algorithms.rules import Rule
 from bhfl.checks import checked, or_none, positive, within
 from bhfl.comm import float_tensors
@@ -29,8 +30,8 @@ class _Clipped:
         self.inside = WeightedMean({_INSIDE: torch.zeros(())})
 
     def expect(self, cohort: Sequence[Client]) -> None:
-        for mean in (self.means, self.inside):
-            mean.expect(cohort)
+        self.means.expect(cohort)
+        self.inside.expect(cohort)
 
     def add(self, update: Params, client: Client) -> None:
         # first: it may refuse
@@ -45,7 +46,7 @@ class _Clipped:
 
 class ClippedMean(Rule):
     """Moves of bounded length in the mean: ``w_{t+1} = w_t + mean_i clip(w_i - w_t)``, which
-    streams.
+    streams. Running statistics of BatchNorm have no such bound, and go by their median.
 
     With `quantile` the bound follows the moves (Andrew et al., NeurIPS 2021,
     https://arxiv.org/abs/1905.03871): after each round it becomes ``bound * exp(-rate * (b -
@@ -91,6 +92,10 @@ class ClippedMean(Rule):
     def aggregator(self, server: ServerState, clients: Sequence[Client]) -> Aggregator:
         """Means of both."""
         return _Clipped(self.client.aggregator(server, clients))
+
+    def statistics_aggregator(self, like: Params) -> Aggregator:
+        """The median of each entry, as a length says little of statistics."""
+        return Median().statistics_aggregator(like)
 
     def server_update(self, server: ServerState, aggregate: Params, rng: RandomKeys) -> ServerState:
         """The mean, and the next bound."""

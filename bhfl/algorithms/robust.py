@@ -81,7 +81,7 @@ class Updates:
         model = {name: torch.empty_like(value) for name, value in self.like.items()}
         for name, where, chunk in self.chunks():
             rows = model[name].view(model[name].shape or (1,))[where]
-            rows.copy_(torch.from_numpy(np.asarray(rule(chunk))).view(rows.shape))
+            rows.copy_(torch.from_numpy(rule(chunk)).view_as(rows))
         return model
 
 
@@ -113,7 +113,7 @@ class _Kept:
         self.payloads.append((client.id, payload))
 
     def reduce(self, fabric: "Fabric") -> Params | None:
-        beside = self.means.reduce(fabric) if self.means else None
+        beside = self.means.reduce(fabric) if self.means else {}
         # by id: who trained whom changes nothing
         payloads = sorted(gather(fabric, self.payloads), reverse=True)
         self.payloads = []
@@ -123,7 +123,7 @@ class _Kept:
             tensors.append(decode(payloads.pop()[1]))
         if not tensors:
             return None
-        return {**(beside or {}), **self.rule.combine(Updates(tensors, self.like))}
+        return {**beside, **self.rule.combine(Updates(tensors, self.like))}
 
 
 class Robust(Rule, ABC):
@@ -228,9 +228,9 @@ class Krum(Robust):
         """The mean of the updates of the best scores; of equal ones the lower id counts."""
         products = updates.products()
         squares = np.diag(products)
-        distances = squares[:, None] + squares[None, :] - 2 * products
+        distances = squares[:, None] + squares - 2 * products
         np.fill_diagonal(distances, np.inf)
-        nearest = np.sort(distances, axis=1)[:, : max(1, len(updates) - self.wild - 2)]
+        nearest = np.sort(distances)[:, : max(1, len(updates) - self.wild - 2)]
         best = np.argsort(nearest.sum(1), kind="stable")[: self.chosen]
         shares = np.zeros(len(updates))
         shares[best] = 1 / len(best)
@@ -277,8 +277,8 @@ class GeometricMedian(Robust):
 def _middle(chunk: np.ndarray, left_out: int) -> np.ndarray:
     """The mean of each column without so many of its largest and smallest values."""
     # rows that are sorted lie together in memory, which is thirty times as fast
-    ordered = np.array(chunk.T, order="C")
-    ordered.sort(axis=1)
+    ordered = np.ascontiguousarray(chunk.T)
+    ordered.sort()
     kept = ordered[:, left_out : len(chunk) - left_out]
     mean: np.ndarray = kept.mean(1, dtype=np.float64)
     return mean

@@ -170,7 +170,10 @@ class Stated(Module):
         return super().training_step(batch, batch_idx) + self.layer.weight.sum()
 
 
-@pytest.mark.parametrize("rule", [Median(), TrimmedMean(0.2), Krum(), GeometricMedian()])
+RULES = [Median(), TrimmedMean(0.2), Krum(), GeometricMedian(), ClippedMean()]
+
+
+@pytest.mark.parametrize("rule", RULES)
 def test_nor_does_one_that_lies_of_running_statistics_alone(tmp_path, rule):
     data = Data(10, steps=1)
     data.h[6] = 0.4
