@@ -46,7 +46,8 @@ class _Clipped:
 
 class ClippedMean(Rule):
     """Moves of bounded length in the mean: ``w_{t+1} = w_t + mean_i clip(w_i - w_t)``, which
-    streams. Running statistics of BatchNorm have no such bound, and go by their median.
+    streams. Running statistics of BatchNorm have no such bound: they are kept until the round
+    ends, and go by their median.
 
     With `quantile` the bound follows the moves (Andrew et al., NeurIPS 2021,
     https://arxiv.org/abs/1905.03871): after each round it becomes ``bound * exp(-rate * (b -
@@ -94,7 +95,7 @@ class ClippedMean(Rule):
         return _Clipped(self.client.aggregator(server, clients))
 
     def statistics_aggregator(self, like: Params) -> Aggregator:
-        """The median of each entry, as a length says little of statistics."""
+        """The median of each entry: what bounds a move says nothing of statistics."""
         return Median().statistics_aggregator(like)
 
     def server_update(self, server: ServerState, aggregate: Params, rng: RandomKeys) -> ServerState:

@@ -277,7 +277,7 @@ class GeometricMedian(Robust):
 def _middle(chunk: np.ndarray, left_out: int) -> np.ndarray:
     """The mean of each column without so many of its largest and smallest values."""
     # rows that are sorted lie together in memory, which is thirty times as fast
-    ordered = np.ascontiguousarray(chunk.T)
+    ordered = chunk.T.copy()
     ordered.sort()
     kept = ordered[:, left_out : len(chunk) - left_out]
     mean: np.ndarray = kept.mean(1, dtype=np.float64)

@@ -170,10 +170,9 @@ class Stated(Module):
         return super().training_step(batch, batch_idx) + self.layer.weight.sum()
 
 
-RULES = [Median(), TrimmedMean(0.2), Krum(), GeometricMedian(), ClippedMean()]
-
-
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(
+    "rule", [Median(), TrimmedMean(0.2), Krum(), GeometricMedian(), ClippedMean()]
+)
 def test_nor_does_one_that_lies_of_running_statistics_alone(tmp_path, rule):
     data = Data(10, steps=1)
     data.h[6] = 0.4
